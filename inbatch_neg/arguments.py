@@ -1,0 +1,229 @@
+"""Checks of what comes in: each names the argument, the rule and what came.
+
+They read static shapes and dtypes alone, so they run on symbolic tensors,
+while tracing and on values alike, and cost nothing in a compiled step.
+"""
+
+import operator
+
+import keras
+
+
+def integer(name, value, *, minimum, otherwise=""):
+    """Returns `value` as an int; any `operator.index` integer but a bool."""
+    rule = f"`{name}` must be an integer of {minimum} or more"
+    rule += f",{otherwise}." if otherwise else "."
+    received = f" Received: {name}={value!r}"
+    if isinstance(value, bool):
+        raise TypeError(rule + received + " (a bool)")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(rule + received) from None
+    if number < minimum:
+        raise ValueError(rule + received)
+    return number
+
+
+def choice(name, value, choices):
+    """Returns `value` if it is one of `choices`."""
+    if value not in choices:
+        listed = " or ".join(repr(c) for c in choices)
+        raise ValueError(
+            f"`{name}` must be {listed}. Received: {name}={value!r}"
+        )
+    return value
+
+
+def flag(name, value):
+    """Returns `value` if it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"`{name}` must be True or False. Received: {name}={value!r}"
+        )
+    return value
+
+
+def positive_number(name, value):
+    """Returns `value` as a float that is finite and above zero."""
+    rule = f"`{name}` must be a finite number above 0."
+    received = f" Received: {name}={value!r}"
+    if isinstance(value, (bool, str)):
+        raise TypeError(rule + received)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(rule + received) from None
+    if not 0.0 < number < float("inf"):
+        raise ValueError(rule + received)
+    return number
+
+
+def to_tensors(**arguments):
+    """Returns the arguments as tensors of the dtypes that they came in."""
+    return {
+        name: value if value is None else keras.ops.convert_to_tensor(value)
+        for name, value in arguments.items()
+    }
+
+
+def shifts(shifts, rows):
+    """Returns shifts (N,) int32, refusing known ones that do not rotate."""
+    rule = (
+        "`shifts` must be one or more integers, none a multiple of the "
+        "number of rows: that would make the positive its own negative."
+    )
+    if isinstance(shifts, (list, tuple)):
+        try:
+            shifts = [operator.index(shift) for shift in shifts]
+        except TypeError:
+            raise TypeError(f"{rule} Received: shifts={shifts!r}") from None
+        wrong = isinstance(rows, int) and any(s % rows == 0 for s in shifts)
+        if not shifts or wrong:
+            raise ValueError(f"{rule} Received: shifts={shifts!r}, {rows} rows")
+        return keras.ops.convert_to_tensor(shifts, dtype="int32")
+    shifts = keras.ops.convert_to_tensor(shifts)
+    _rank("shifts", shifts, 1, "(shifts,)")
+    dtype = keras.backend.standardize_dtype(shifts.dtype)
+    if not dtype.startswith(("int", "uint")):
+        raise TypeError(f"{rule} Received: dtype={dtype}")
+    return keras.ops.cast(shifts, "int32")
+
+
+def vectors(query, candidate):
+    """Refuses queries (B, D) and candidates (C, D) that do not fit."""
+    for name, tensor in (("query", query), ("candidate", candidate)):
+        _rank(name, tensor, 2, "(rows, dimensions)")
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if not dtype.startswith(("float", "bfloat")):
+            raise TypeError(
+                f"`{name}` must hold floats. Received: dtype={dtype}"
+            )
+    rows, dimensions = query.shape
+    candidates, candidate_dimensions = candidate.shape
+    if _differ(dimensions, candidate_dimensions):
+        raise ValueError(
+            "`query` and `candidate` must have the same number of "
+            "dimensions (columns): give both towers the same output size. "
+            f"Received: query.shape={_shape(query)}, "
+            f"candidate.shape={_shape(candidate)}"
+        )
+    if _known(rows, candidates) and candidates < rows:
+        raise ValueError(
+            "`candidate` must have at least as many rows as `query`: row i "
+            "is the positive of query i, further rows are extra negatives. "
+            f"Received: query.shape={_shape(query)}, "
+            f"candidate.shape={_shape(candidate)}"
+        )
+
+
+def ids(name, tensor, rows, of):
+    """Refuses ids that are not one integer (or string) per row of `of`."""
+    if tensor is None:
+        return
+    _rank(name, tensor, 1, "(rows,)")
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if not dtype.startswith(("int", "uint", "string")):
+        raise TypeError(
+            f"`{name}` must hold integers (or strings on TensorFlow), since "
+            "floats merge large ids. Cast them where they are read, before "
+            f"any float conversion. Received: dtype={dtype}"
+        )
+    _length(name, tensor, rows, of)
+
+
+def probability(name, tensor, rows, of):
+    """Refuses probabilities that are not one float per row of `of`."""
+    if tensor is None:
+        return
+    _rank(name, tensor, 1, "(rows,)")
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if not dtype.startswith(("float", "bfloat")):
+        raise TypeError(
+            f"`{name}` must hold floats in (0, 1], the probability itself "
+            f"and not its logarithm or a count. Received: dtype={dtype}"
+        )
+    _length(name, tensor, rows, of)
+
+
+def mask(name, tensor, rows, of):
+    """Refuses a mask that is not one bool per row of `of`."""
+    if tensor is None:
+        return
+    _rank(name, tensor, 1, "(rows,)")
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if dtype != "bool":
+        raise TypeError(
+            f"`{name}` must hold bools, True where the candidate may be a "
+            f"negative. Received: dtype={dtype}"
+        )
+    _length(name, tensor, rows, of)
+
+
+def weight(name, tensor, rows, of):
+    """Refuses weights that are not one number per row of `of`."""
+    if tensor is None:
+        return
+    _rank(name, tensor, 1, "(rows,)")
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if not dtype.startswith(("float", "bfloat", "int", "uint")):
+        raise TypeError(f"`{name}` must hold numbers. Received: dtype={dtype}")
+    _length(name, tensor, rows, of)
+
+
+def batch(
+    query,
+    candidate,
+    candidate_ids=None,
+    query_ids=None,
+    candidate_sampling_probability=None,
+    candidate_mask=None,
+    sample_weight=None,
+):
+    """Refuses any argument of the softmax that does not fit the others."""
+    vectors(query, candidate)
+    ids("candidate_ids", candidate_ids, candidate.shape[0], "candidate")
+    ids("query_ids", query_ids, query.shape[0], "query")
+    probability(
+        "candidate_sampling_probability",
+        candidate_sampling_probability,
+        candidate.shape[0],
+        "candidate",
+    )
+    mask("candidate_mask", candidate_mask, candidate.shape[0], "candidate")
+    weight("sample_weight", sample_weight, query.shape[0], "query")
+
+
+def _rank(name, tensor, rank, form):
+    if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype"):
+        raise TypeError(
+            f"`{name}` must be a tensor. Received: {name}={tensor!r}"
+        )
+    if len(tensor.shape) != rank:
+        hint = ""
+        if rank == 1 and len(tensor.shape) == 2 and tensor.shape[1] == 1:
+            hint = f" Fix: keras.ops.squeeze({name}, -1)."
+        raise ValueError(
+            f"`{name}` must have shape {form}.{hint} Received: "
+            f"{name}.shape={_shape(tensor)}"
+        )
+
+
+def _length(name, tensor, rows, of):
+    if _differ(tensor.shape[0], rows):
+        raise ValueError(
+            f"`{name}` must have one entry per row of `{of}`, {rows}. "
+            f"Received: {name}.shape={_shape(tensor)}"
+        )
+
+
+def _known(*sizes):
+    return all(isinstance(size, int) for size in sizes)
+
+
+def _differ(one, other):
+    return _known(one, other) and one != other
+
+
+def _shape(tensor):
+    return tuple(tensor.shape)

@@ -1,0 +1,109 @@
+"""What Keras does not hide of its engines: TensorFlow, JAX and PyTorch.
+
+With the data helper, the only place that knows a backend by name. No engine
+is imported unless Keras runs on it.
+"""
+
+import sys
+import threading
+
+import keras
+from keras import ops
+
+
+def in_symbolic_call():
+    """Whether Keras is tracing shapes alone, so that there is no batch yet."""
+    with keras.SymbolicScope() as scope:
+        return scope.original_scope is not None
+
+
+def dense_codes(ids):
+    """Returns int32 codes (n,), equal exactly where the ids are equal.
+
+    Comparing int32 is faster than int64 or strings, and leaves -1 free for
+    "no id". The code of an id is its first place among the sorted ids.
+    """
+    if keras.backend.standardize_dtype(ids.dtype) == "string":
+        import tensorflow as tf
+
+        return tf.unique(ids).idx
+    return ops.cast(ops.searchsorted(ops.sort(ids), ids), "int32")
+
+
+def require_rows(tensor, rows, message):
+    """Returns `tensor` with a static number of rows, checked at run time.
+
+    Only TensorFlow has tensors of unknown size. The assertion carries the
+    message; XLA removes it, but then checks the static shape by itself.
+    """
+    if tensor.shape[0] == rows:
+        return tensor
+    import tensorflow as tf
+
+    check = tf.debugging.assert_equal(
+        tf.shape(tensor)[0], rows, message=message
+    )
+    with tf.control_dependencies([check] if check is not None else []):
+        shape = [rows, *tensor.shape[1:]]
+        return tf.ensure_shape(tf.identity(tensor), shape)
+
+
+def require_two_rows(tensor, message):
+    """Returns `tensor`, refused at run time if it has fewer than two rows."""
+    if tensor.shape[0] is not None:
+        return tensor
+    import tensorflow as tf
+
+    check = tf.debugging.assert_greater(tf.shape(tensor)[0], 1, message=message)
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.identity(tensor)
+
+
+def give_back_weights():
+    """Puts a model's weights back before an error leaves a JAX step.
+
+    While `fit`, `evaluate` and `predict` run on JAX, Keras keeps the weights
+    in a local variable `state` and empties the model. An exception from
+    `evaluate` or from the first step of `fit` loses that variable, and with it
+    the trained model. So, for an error that the user is meant to mend and go
+    on from, the state is assigned back first. The scope of the stateless step
+    and the trace are local to the thread, hence a thread of its own.
+    """
+    if keras.backend.backend() != "jax":
+        return
+    frame = sys._getframe()
+    while frame is not None:
+        model = frame.f_locals.get("self")
+        state = frame.f_locals.get("state")
+        if isinstance(model, keras.Model) and isinstance(state, tuple):
+            if frame.f_code.co_name in _VARIABLES_IN_STATE:
+                names = _VARIABLES_IN_STATE[frame.f_code.co_name]
+                thread = threading.Thread(
+                    target=_assign, args=(model, names, state)
+                )
+                thread.start()
+                thread.join()
+                return
+        frame = frame.f_back
+
+
+_VARIABLES_IN_STATE = {
+    "fit": ("trainable", "non_trainable", "optimizer", "metrics"),
+    "train_on_batch": ("trainable", "non_trainable", "optimizer", "metrics"),
+    "evaluate": ("trainable", "non_trainable", "metrics"),
+    "test_on_batch": ("trainable", "non_trainable", "metrics"),
+    "predict": ("trainable", "non_trainable"),
+    "predict_on_batch": ("trainable", "non_trainable"),
+}
+
+
+def _assign(model, names, state):
+    variables = {
+        "trainable": model.trainable_variables,
+        "non_trainable": model.non_trainable_variables,
+        "optimizer": model.optimizer.variables if model.optimizer else [],
+        "metrics": model.metrics_variables,
+    }
+    for name, values in zip(names, state):
+        for variable, value in zip(variables[name], values):
+            variable.assign(value)

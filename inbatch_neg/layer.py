@@ -1,0 +1,292 @@
+"""The layer: checks the batch, chooses the negatives, calls the maths."""
+
+import keras
+from keras import ops
+
+from inbatch_neg import arguments, engines, logits, walk
+from inbatch_neg import scoring as scoring_lib
+from inbatch_neg.partial_batch import BatchSize, PartialBatchError
+
+_TENSORS = (
+    "query",
+    "candidate",
+    "candidate_ids",
+    "query_ids",
+    "candidate_sampling_probability",
+    "candidate_mask",
+    "sample_weight",
+)
+
+
+@keras.saving.register_keras_serializable(package="inbatch_neg")
+class InBatchNegativeSoftmax(keras.layers.Layer):
+    """Softmax of each row's positive among the other rows' candidates.
+
+    ```
+    s_ij   = <query_i, candidate_j> / temperature - log q_j
+    loss_i = weight_i * (logsumexp over j of s_ij - s_ii)
+    ```
+
+    Ends a two-tower model that is trained on positive pairs alone: row i of
+    the candidates is the positive of query i, the other rows are its
+    negatives. Losses and gradients are exact and the B x C matrix of scores is
+    never kept, so a batch of tens of thousands fits. Train with
+    `InBatchNegativeLoss`.
+
+    Args:
+        num_negatives: How many of the B - 1 in-batch negatives of a row take
+            part, an integer below B. `None` (the default): all.
+        sampling: How `num_negatives` are chosen. `"rotation"`: that many
+            distinct shifts of the batch, the same for all rows, drawn afresh
+            at every step.
+        temperature: Number above 0, divides the scores. Below 1 for
+            normalised towers (0.05 to 0.2). Defaults to 1.0.
+        symmetric: Not available yet.
+        cross_replica: Not available yet.
+        batch_size: The number of rows of every batch, 2 or more. `None` (the
+            default): that of the first batch, training and inference counted
+            apart. `"any"`: not checked, every size of 2 or more works.
+        return_logits: Whether to return the logits, (B, 1 + K), instead of
+            the losses, (B,). Takes O(BK) memory.
+        seed: Integer that makes the shifts reproducible. `None` (the
+            default): different ones at every run.
+
+    Raises:
+        ValueError, TypeError: for an argument outside of the above.
+        PartialBatchError: (a `ValueError`) in the call, for a batch of another
+            size, of unknown size on TensorFlow, or of one row.
+
+    Example:
+    >>> import numpy as np
+    >>> user_vec = item_vec = np.eye(3, dtype="float32")
+    >>> softmax = InBatchNegativeSoftmax(temperature=0.5)
+    >>> np.asarray(softmax(user_vec, item_vec)).round(4).tolist()
+    [0.2395, 0.2395, 0.2395]
+    >>> same_item = np.array([7, 7, 8])  # row 0's item is no negative of row 1
+    >>> loss = softmax(user_vec, item_vec, candidate_ids=same_item)
+    >>> np.asarray(loss).round(4).tolist()
+    [0.1269, 0.1269, 0.2395]
+
+    References: Yi et al. 2019, "Sampling-bias-corrected neural modeling for
+    large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996).
+
+    Differs from: `tfrs.tasks.Retrieval` and the `keras_rs` retrieval layers
+    keep the B x C matrix, clip q at 1e-6 and take a partial batch as it
+    comes.
+    """
+
+    def __init__(
+        self,
+        num_negatives=None,
+        *,
+        sampling="rotation",
+        temperature=1.0,
+        symmetric=False,
+        cross_replica=False,
+        batch_size=None,
+        return_logits=False,
+        seed=None,
+        **kwargs,
+    ):
+        # Autocasting would round probabilities to half precision.
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        if num_negatives is not None:
+            num_negatives = arguments.integer(
+                "num_negatives", num_negatives, minimum=1, otherwise=" or None"
+            )
+        self.num_negatives = num_negatives
+        self.sampling = arguments.choice(
+            "sampling", sampling, ("rotation", "hardest")
+        )
+        self.temperature = arguments.positive_number("temperature", temperature)
+        self.symmetric = arguments.flag("symmetric", symmetric)
+        self.cross_replica = arguments.flag("cross_replica", cross_replica)
+        self.return_logits = arguments.flag("return_logits", return_logits)
+        for name, wanted in (
+            ('sampling="hardest"', sampling == "hardest"),
+            ("symmetric=True", symmetric),
+            ("cross_replica=True", cross_replica),
+        ):
+            if wanted:
+                raise NotImplementedError(
+                    f"`{name}` is not available in this version."
+                )
+        self._batch_size = BatchSize(batch_size)
+        if seed is not None:
+            seed = arguments.integer(
+                "seed", seed, minimum=0, otherwise=" or None"
+            )
+        self.seed = seed
+        if num_negatives is not None:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+
+    @property
+    def batch_size(self):
+        """The `batch_size` that the layer was constructed with."""
+        return self._batch_size.declared
+
+    def call(
+        self,
+        query,
+        candidate,
+        candidate_ids=None,
+        query_ids=None,
+        candidate_sampling_probability=None,
+        candidate_mask=None,
+        sample_weight=None,
+        training=None,
+    ):
+        """Returns the losses, or the logits, of a batch.
+
+        Args:
+            query: (B, D) floats.
+            candidate: (C, D) floats, C of B or more. Row i is the positive
+                of query i; rows B and up are extra negatives for every row.
+            candidate_ids: (C,) integers (strings too on TensorFlow). A
+                negative with the id of the row's positive is left out.
+            query_ids: (B,) integers or strings. A negative that is the
+                positive of a row with the same query id is left out.
+            candidate_sampling_probability: (C,) floats in (0, 1], how likely
+                the candidate is in a given row; a probability, no logarithm.
+                Values below 1.2e-38, zero included, count as 1.2e-38.
+            candidate_mask: (C,) bools. False leaves that candidate out of
+                everybody's negatives. A row's own positive always stays.
+            sample_weight: (B,) numbers, multiply the losses. With
+                `return_logits=True` give them to `fit` instead.
+            training: Whether gradients will be wanted. `fit` says so by
+                itself; in a loop of your own pass `training=True`, or the
+                gradients cost a second walk.
+
+        Returns:
+            (B,) losses, float32 (float64 if that is the layer's dtype). A row
+            without any negative left has loss 0. Or, with
+            `return_logits=True`, (B, 1 + K): the positive, the in-batch
+            negatives in rotation order (all of them: column j is candidate
+            (i + j) mod B), the extra candidates; -1e30 where left out.
+        """
+        given = {
+            "query": query,
+            "candidate": candidate,
+            "candidate_ids": candidate_ids,
+            "query_ids": query_ids,
+            "candidate_sampling_probability": candidate_sampling_probability,
+            "candidate_mask": candidate_mask,
+            "sample_weight": sample_weight,
+        }
+        if engines.in_symbolic_call():
+            self._check(given)
+            return self._shape_alone(query, candidate)
+        given = arguments.to_tensors(**given)
+        self._check(given)
+        given["query"] = self._full(given["query"], training)
+        for name in ("query", "candidate"):
+            given[name] = ops.cast(given[name], self._maths_dtype)
+        if self.num_negatives is None and not self.return_logits:
+            return walk.batch_loss(
+                temperature=self.temperature,
+                with_gradients=bool(training),
+                **given,
+            )
+        return self._from_logits(**given)
+
+    def _from_logits(self, query, candidate, sample_weight, **rules):
+        rows = ops.shape(query)[0]
+        scoring = scoring_lib.make(
+            rows, ops.shape(candidate)[0], query.dtype, **rules
+        )
+        query = query / self.temperature
+        if self.num_negatives is None:
+            result = logits.all_logits(query, candidate, scoring)
+        else:
+            uniform = keras.random.uniform(
+                (self.num_negatives,), seed=self.seed_generator
+            )
+            shifts = logits.draw_shifts(self.num_negatives, rows, uniform)
+            result = logits.sampled_logits(query, candidate, scoring, shifts)
+        if self.return_logits:
+            return result
+        losses = scoring_lib.cross_entropy_with_first(result)
+        if sample_weight is not None:
+            losses = losses * ops.cast(sample_weight, losses.dtype)
+        return losses
+
+    def _check(self, given):
+        arguments.batch(**given)
+        rows = given["query"].shape[0]
+        if self.return_logits and given["sample_weight"] is not None:
+            raise ValueError(
+                "`sample_weight` cannot be given to the layer with "
+                "`return_logits=True`, since logits have no weight. Give it "
+                "to `fit`, or to the loss."
+            )
+        if (
+            self.num_negatives is not None
+            and isinstance(rows, int)
+            and rows > 1
+            and self.num_negatives >= rows
+        ):
+            raise ValueError(
+                "`num_negatives` must be smaller than the batch: a row has "
+                f"as many negatives as there are other rows, {rows - 1}. "
+                f"Received: num_negatives={self.num_negatives}"
+            )
+
+    def _full(self, query, training):
+        """Returns the queries if the batch is full, with a static size."""
+        shape = tuple(query.shape)
+        try:
+            self._batch_size.check(self.name, shape, training)
+        except PartialBatchError:
+            engines.give_back_weights()
+            raise
+        message = self._batch_size.message(self.name)
+        if self._batch_size.rows is not None:
+            return engines.require_rows(query, self._batch_size.rows, message)
+        return engines.require_two_rows(query, message)
+
+    @property
+    def _maths_dtype(self):
+        # Also of a half-precision policy, scores and losses have 32 bits.
+        return "float64" if self.variable_dtype == "float64" else "float32"
+
+    def _shape_alone(self, query, candidate):
+        """Returns zeros of the output's shape, while only that is asked."""
+        rows, candidates = ops.shape(query)[0], ops.shape(candidate)[0]
+        shape = (rows,)
+        if self.return_logits:
+            shape = (rows, self._columns(rows, candidates))
+        return ops.zeros(shape, self._maths_dtype)
+
+    def compute_output_spec(self, query, candidate, **kwargs):
+        rows, candidates = query.shape[0], candidate.shape[0]
+        kwargs.pop("training", None)
+        given = {"query": query, "candidate": candidate, **kwargs}
+        self._check({**dict.fromkeys(_TENSORS), **given})
+        self._batch_size.check_symbolic(self.name, query.shape)
+        shape = (rows,)
+        if self.return_logits:
+            shape = (rows, self._columns(rows, candidates))
+        return keras.KerasTensor(shape, dtype=self._maths_dtype)
+
+    def _columns(self, rows, candidates):
+        """Returns 1 + K, or None where it depends on an unknown size."""
+        if self.num_negatives is None:
+            return candidates
+        if rows is None or candidates is None:
+            return None
+        return 1 + self.num_negatives + candidates - rows
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            num_negatives=self.num_negatives,
+            sampling=self.sampling,
+            temperature=self.temperature,
+            symmetric=self.symmetric,
+            cross_replica=self.cross_replica,
+            batch_size=self.batch_size,
+            return_logits=self.return_logits,
+            seed=self.seed,
+        )
+        return config

@@ -1,0 +1,155 @@
+"""Scores that are kept: all of them, or those of sampled negatives.
+
+Column 0 is the positive, then the in-batch negatives by rotation (column j
+is candidate (i + j) mod B), then the extra candidates.
+"""
+
+from keras import ops
+
+from inbatch_neg import scoring as scoring_lib
+
+
+def draw_shifts(num_negatives, rows, uniform):
+    """Returns (N,) int32 distinct shifts in 1..B-1, in rising order.
+
+    The k-th is drawn from [kB/N, (k + 1)B/N), without 0, so that the shifts
+    are spread over the batch and never meet.
+
+    Args:
+        num_negatives: N, an int below B.
+        rows: B, an int or a scalar tensor.
+        uniform: (N,) floats drawn from [0, 1).
+    """
+    step = ops.arange(num_negatives + 1, dtype="int32")
+    # The integers from kB/N up begin at its ceiling. B N stays below 2^31 in
+    # int32 as long as a (B, N) matrix of logits fits any memory.
+    edge = -(-(step * rows) // num_negatives)
+    low = ops.maximum(edge[:-1], 1)
+    width = edge[1:] - low
+    drawn = ops.cast(uniform * ops.cast(width, uniform.dtype), "int32")
+    # `uniform * width` may round up to `width`.
+    return low + ops.minimum(drawn, width - 1)
+
+
+def rotated_scores(query, candidate, shifts):
+    """Returns (B, N) dot products of row i and candidate (i + shift) mod B.
+
+    One rotation of the candidates is in memory at a time, in both passes.
+
+    Args:
+        query: (B, D).
+        candidate: (B, D).
+        shifts: (N,) int32, any integers.
+    """
+    shifts = ops.mod(shifts, ops.shape(query)[0])
+
+    @ops.custom_gradient
+    def scores_of(query, candidate):
+        def gradient(*args, upstream=None):
+            if upstream is None:
+                (upstream,) = args
+            weights = ops.transpose(upstream)  # (N, B)
+            return _rotated_sums(query, candidate, weights, shifts)
+
+        return ops.transpose(_dots(query, candidate, shifts)), gradient
+
+    return scores_of(query, candidate)
+
+
+def _dots(query, candidate, shifts):
+    """Returns (N, B) dot products with the candidates of each rotation."""
+    twice = ops.concatenate([candidate, candidate])
+    shape = ops.shape(query)
+
+    def visit(k, scores):
+        rotated = ops.slice(twice, (shifts[k], 0), shape)
+        row = ops.sum(query * rotated, axis=1)
+        return ops.slice_update(scores, (k, 0), row[None])
+
+    count = ops.shape(shifts)[0]
+    scores = ops.zeros((count, shape[0]), query.dtype)
+    return ops.fori_loop(0, count, visit, scores)
+
+
+def _rotated_sums(query, candidate, weights, shifts):
+    """Returns the gradients of `_dots` for upstream `weights` (N, B)."""
+    twice_candidate = ops.concatenate([candidate, candidate])
+    twice_query = ops.concatenate([query, query])
+    twice_weights = ops.concatenate([weights, weights], axis=1)
+    shape = ops.shape(query)
+    rows = shape[0]
+
+    def visit(k, sums):
+        d_query, d_candidate = sums
+        shift = shifts[k]
+        weight = weights[k][:, None]
+        rotated = ops.slice(twice_candidate, (shift, 0), shape)
+        # Candidate j was met by row j - shift.
+        back = rows - shift
+        met = ops.slice(twice_query, (back, 0), shape)
+        met_weight = ops.slice(twice_weights, (k, back), (1, rows))
+        return (
+            d_query + weight * rotated,
+            d_candidate + ops.transpose(met_weight) * met,
+        )
+
+    zeros = ops.zeros_like(query)
+    return ops.fori_loop(0, ops.shape(shifts)[0], visit, (zeros, zeros))
+
+
+def sampled_logits(query, candidate, scoring, shifts):
+    """Returns (B, 1 + N + C - B) logits of negatives by rotation.
+
+    Args:
+        query: (B, D), already divided by the temperature.
+        candidate: (C, D).
+        scoring: The `Scoring` of the batch.
+        shifts: (N,) int32 in 1..B-1.
+    """
+    rows = ops.shape(query)[0]
+    scores = rotated_scores(query, candidate[:rows], shifts)
+    places = ops.arange(rows, dtype="int32")[:, None] + shifts[None, :]
+    return _assemble(query, candidate, scoring, scores, ops.mod(places, rows))
+
+
+def all_logits(query, candidate, scoring):
+    """Returns (B, C) logits of every negative, in rotation order."""
+    rows = ops.shape(query)[0]
+    places = ops.arange(rows, dtype="int32")
+    places = ops.mod(places[:, None] + places[None, 1:], rows)  # (B, B - 1)
+    scores = ops.matmul(query, ops.transpose(candidate[:rows]))
+    scores = ops.take_along_axis(scores, places, axis=1)
+    return _assemble(query, candidate, scoring, scores, places)
+
+
+def _assemble(query, candidate, scoring, scores, places):
+    """Returns logits from the scores of the in-batch negatives at `places`."""
+    rows = ops.shape(query)[0]
+    own = ops.sum(query * candidate[:rows], axis=1, keepdims=True)
+    if scoring.own_bias is not None:
+        own = own + scoring.own_bias[:, None]
+    row_codes = [row[:, None] for row, _ in scoring.codes]
+    parts = [own]
+    for part, at in (
+        (scores, lambda column: ops.take(column, places, axis=0)),
+        (_extra_scores(query, candidate), lambda column: column[rows:]),
+    ):
+        if part is None:
+            continue
+        if scoring.column_bias is not None:
+            part = part + at(scoring.column_bias)
+        if row_codes:
+            hit = scoring_lib.left_out(
+                row_codes, [at(column) for _, column in scoring.codes]
+            )
+            part = ops.where(hit, scoring_lib.MASKED, part)
+        parts.append(part)
+    return ops.concatenate(parts, axis=1)
+
+
+def _extra_scores(query, candidate):
+    """Returns (B, C - B) scores of the extra candidates, None if none."""
+    if candidate.shape[0] == query.shape[0]:
+        return None
+    extra = candidate[ops.shape(query)[0] :]
+    return ops.matmul(query, ops.transpose(extra))

@@ -1,0 +1,121 @@
+"""The maths as pure functions of tensors, for custom layers and loops."""
+
+from keras import ops
+
+from inbatch_neg import arguments, logits, scoring, walk
+
+
+def in_batch_softmax_loss(
+    query,
+    candidate,
+    *,
+    candidate_ids=None,
+    query_ids=None,
+    candidate_sampling_probability=None,
+    candidate_mask=None,
+    sample_weight=None,
+    temperature=1.0,
+):
+    """Softmax loss of each row's positive among the candidates of the batch.
+
+    ```
+    s_ij   = <query_i, candidate_j> / temperature - log q_j
+    loss_i = weight_i * (logsumexp over j of s_ij - s_ii)
+    ```
+
+    where j runs over the row's own positive i and every negative that is not
+    left out. Losses and gradients are exact and take O((B + C)D) memory: the
+    B x C matrix of scores is never kept. Gradients reach `query`,
+    `candidate`, `sample_weight` and a tensor `temperature`.
+
+    Args:
+        query: (B, D) floats, B of 2 or more.
+        candidate: (C, D) floats, C of B or more. Row i is the positive of
+            query i; rows B and up are extra negatives for every row.
+        candidate_ids: (C,) integers (strings too on TensorFlow). A negative
+            with the id of the row's positive is left out of that row.
+        query_ids: (B,) integers or strings. A negative that is the positive
+            of a row with the same query id is left out.
+        candidate_sampling_probability: (C,) floats in (0, 1], how likely the
+            candidate is in a given row. Its logarithm is subtracted from
+            every score, the positive's too. Values below 1.2e-38, zero and
+            negative ones included, count as 1.2e-38.
+        candidate_mask: (C,) bools. False leaves that candidate out of
+            everybody's negatives. A row's own positive always stays.
+        sample_weight: (B,) numbers, multiply the losses.
+        temperature: Number above 0, or a scalar tensor, divides the scores.
+
+    Returns:
+        (B,) float32 losses (float64 for float64 inputs). A row without any
+        negative left has loss 0 and gradient 0.
+
+    Raises:
+        ValueError: if a shape does not fit.
+        TypeError: if a dtype does not fit: float ids, integer probabilities.
+
+    Example:
+    >>> import numpy as np
+    >>> query = candidate = np.eye(3, dtype="float32")
+    >>> loss = in_batch_softmax_loss(query, candidate, temperature=0.5)
+    >>> np.asarray(loss).round(4).tolist()
+    [0.2395, 0.2395, 0.2395]
+
+    References: Yi et al. 2019, "Sampling-bias-corrected neural modeling for
+    large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996).
+    """
+    given = arguments.to_tensors(
+        query=query,
+        candidate=candidate,
+        candidate_ids=candidate_ids,
+        query_ids=query_ids,
+        candidate_sampling_probability=candidate_sampling_probability,
+        candidate_mask=candidate_mask,
+        sample_weight=sample_weight,
+    )
+    arguments.batch(**given)
+    return walk.batch_loss(
+        temperature=temperature, with_gradients=True, **given
+    )
+
+
+def rotation_logits(query, candidate, shifts):
+    """Scores of each row's positive and of negatives by rotation.
+
+    ```
+    logits_i0 = <query_i, candidate_i>
+    logits_ik = <query_i, candidate_j>,  j = (i + shifts_k) mod B
+    ```
+
+    Args:
+        query: (B, D) floats.
+        candidate: (B, D) floats.
+        shifts: N integers, a sequence or a tensor (N,).
+
+    Returns:
+        (B, 1 + N) float32 (float64 for float64 inputs), positive first.
+
+    Raises:
+        ValueError: if a shape does not fit, or if a shift that is known is a
+            multiple of B, which would make the positive its own negative.
+        TypeError: if a dtype does not fit.
+
+    Example:
+    >>> import numpy as np
+    >>> rotation_logits(np.eye(2), np.eye(2), [1]).shape[1]
+    2
+    """
+    given = arguments.to_tensors(query=query, candidate=candidate)
+    arguments.vectors(**given)
+    if given["candidate"].shape[0] != given["query"].shape[0]:
+        raise ValueError(
+            "`candidate` must have as many rows as `query` to rotate. "
+            f"Received: query.shape={tuple(given['query'].shape)}, "
+            f"candidate.shape={tuple(given['candidate'].shape)}"
+        )
+    shifts = arguments.shifts(shifts, given["query"].shape[0])
+    dtype = scoring.compute_dtype(*given.values())
+    query, candidate = (ops.cast(t, dtype) for t in given.values())
+    own = ops.sum(query * candidate, axis=1, keepdims=True)
+    return ops.concatenate(
+        [own, logits.rotated_scores(query, candidate, shifts)], axis=1
+    )

@@ -1,0 +1,123 @@
+"""What a partial batch is, and the words of its error.
+
+In-batch negatives need a number of rows that is known and the same for every
+batch. `BatchSize` holds that number and is asked about every batch;
+`PartialBatchError` is what the user hears, remedy first.
+"""
+
+from inbatch_neg import arguments
+
+ANY = "any"
+
+
+class PartialBatchError(ValueError):
+    """A batch has another number of rows than the training was set up for.
+
+    Raised by `InBatchNegativeSoftmax`. Batch the data with
+    `inbatch_neg.full_batches`, which leaves out the last, partial batch.
+    """
+
+    # Keras and AutoGraph rewrite the message of an error that crosses a layer
+    # or a compiled function, which would bury the remedy. Keras leaves an
+    # error with this attribute alone, AutoGraph one with its own constructor.
+    _keras_call_info_injected = True
+
+    def __init__(self, message):
+        super().__init__(message)
+
+
+class BatchSize:
+    """The number of rows that every batch must have.
+
+    Args:
+        batch_size: `None` (the first batch says it; training and inference
+            are counted apart), `"any"` (no check beyond two rows), or the
+            number of rows, 2 or more.
+    """
+
+    def __init__(self, batch_size):
+        if batch_size is None or (
+            isinstance(batch_size, str) and batch_size == ANY
+        ):
+            self.declared = batch_size
+        else:
+            self.declared = arguments.integer(
+                "batch_size",
+                batch_size,
+                minimum=2,
+                otherwise=' None, or "any"',
+            )
+        self._largest = {}
+
+    @property
+    def rows(self):
+        """The declared number of rows, or None."""
+        return None if self.declared == ANY else self.declared
+
+    def check_symbolic(self, layer_name, shape):
+        """Refuses a symbolic batch whose rows are known and wrong."""
+        rows = shape[0]
+        if rows is not None and self.rows not in (None, rows):
+            raise PartialBatchError(_message(layer_name, shape, self.rows))
+        if rows == 1:
+            raise PartialBatchError(_message(layer_name, shape, self.rows))
+
+    def check(self, layer_name, shape, training):
+        """Refuses a batch that is not full.
+
+        Args:
+            layer_name: Named in the error.
+            shape: Static shape of the queries; the first entry is None where
+                the number of rows is not known while tracing.
+            training: Whether this is a training call.
+
+        Raises:
+            PartialBatchError: if the rows are unknown and not declared, are
+                not the declared ones, are fewer than the most so far, or 1.
+        """
+        rows = shape[0]
+        if rows is None:
+            if self.declared is None:
+                raise PartialBatchError(_message(layer_name, shape, None))
+            return
+        expected = self.rows
+        if expected is None and self.declared != ANY:
+            kind = bool(training)
+            expected = max(rows, self._largest.get(kind, rows))
+            if rows > 1:
+                self._largest[kind] = expected
+        if rows == 1 or (expected is not None and rows != expected):
+            raise PartialBatchError(_message(layer_name, shape, expected))
+
+    def message(self, layer_name):
+        """The error of a batch whose rows are only known at run time."""
+        return _message(layer_name, ("?", "..."), self.rows)
+
+
+def _message(layer_name, shape, expected):
+    size = "batch_size" if expected in (None, 1) else expected
+    shape = "(" + ", ".join(str(d) for d in shape) + ")"
+    if shape.startswith("(None"):
+        what = (
+            f"`{layer_name}` was traced with queries of shape {shape}: the "
+            "number of rows is unknown, so the last batch may be partial"
+        )
+    elif shape.startswith("(1,"):
+        what = (
+            f"`{layer_name}` got queries of shape {shape}: a batch of one "
+            "row has no negatives"
+        )
+    elif shape.startswith("(?"):
+        what = f"`{layer_name}` got a batch with another number of rows"
+    else:
+        what = f"`{layer_name}` got queries of shape {shape}"
+    if expected in (None, 1):
+        what += ". Expected: the same number of rows, 2 or more, every time."
+    else:
+        what += f". Expected: {expected} rows every time."
+    return (
+        f"Partial batch. Fix: `inbatch_neg.full_batches(data, {size})`, or "
+        f"`dataset.batch({size}, drop_remainder=True)`; with a PyTorch "
+        f"`DataLoader`, `drop_last=True`. {what} If every size is fine, "
+        'construct the layer with `batch_size="any"`.'
+    )
