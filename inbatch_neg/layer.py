@@ -259,6 +259,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         return ops.zeros(shape, self._maths_dtype)
 
     def compute_output_spec(self, query, candidate, **kwargs):
+        """Returns the symbolic output; unknown rows are no error yet."""
         rows, candidates = query.shape[0], candidate.shape[0]
         kwargs.pop("training", None)
         given = {"query": query, "candidate": candidate, **kwargs}
@@ -278,6 +279,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         return 1 + self.num_negatives + candidates - rows
 
     def get_config(self):
+        """Returns the arguments of the constructor."""
         config = super().get_config()
         config.update(
             num_negatives=self.num_negatives,

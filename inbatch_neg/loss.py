@@ -50,6 +50,7 @@ class InBatchNegativeLoss(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
 
     def __call__(self, y_true, y_pred, sample_weight=None):
+        """Returns the reduced, weighted loss; `y_true` may be None."""
         # Keras casts `y_true` to float, which fails on None and on strings.
         # It is ignored here, so the predictions stand in for it.
         return super().__call__(y_pred, y_pred, sample_weight)
