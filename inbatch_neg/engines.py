@@ -23,11 +23,14 @@ def dense_codes(ids):
     Comparing int32 is faster than int64 or strings, and leaves -1 free for
     "no id". The code of an id is its first place among the sorted ids.
     """
-    if keras.backend.standardize_dtype(ids.dtype) == "string":
-        import tensorflow as tf
+    if keras.backend.backend() != "tensorflow":
+        return ops.cast(ops.searchsorted(ops.sort(ids), ids), "int32")
+    import tensorflow as tf
 
+    if ids.dtype == tf.string:
         return tf.unique(ids).idx
-    return ops.cast(ops.searchsorted(ops.sort(ids), ids), "int32")
+    # Keras' own searchsorted does not trace in Keras 3.5.
+    return tf.searchsorted(tf.sort(ids), ids)
 
 
 def require_rows(tensor, rows, message):

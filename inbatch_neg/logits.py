@@ -138,10 +138,14 @@ def _assemble(query, candidate, scoring, scores, places):
             continue
         if scoring.column_bias is not None:
             part = part + at(scoring.column_bias)
-        if row_codes:
-            hit = scoring_lib.left_out(
-                row_codes, [at(column) for _, column in scoring.codes]
-            )
+        hit = scoring_lib.left_out(
+            row_codes,
+            [at(column) for _, column in scoring.codes],
+            None
+            if scoring.masked_columns is None
+            else at(scoring.masked_columns),
+        )
+        if hit is not None:
             part = ops.where(hit, scoring_lib.MASKED, part)
         parts.append(part)
     return ops.concatenate(parts, axis=1)

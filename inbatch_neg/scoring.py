@@ -29,14 +29,16 @@ class Scoring(NamedTuple):
         own_bias: (B,) added to the score of a row's own positive, or None.
         codes: pairs of int32 codes, (B,) of the rows and (C,) of the
             candidates; a negative with the code of the row is left out.
-        own_left_out: whether these rules leave a row's own positive out too,
-            so that it must be put back: a bool, or (B,) bools.
+        masked_columns: (C,) bools, candidates that are left out of all rows,
+            or None.
+
+    What is left out may include a row's own positive; it stays all the same.
     """
 
     column_bias: Any = None
     own_bias: Any = None
     codes: tuple = ()
-    own_left_out: Any = False
+    masked_columns: Any = None
 
 
 def make(
@@ -60,7 +62,6 @@ def make(
         candidate_mask: (C,) bool, or None.
     """
     column_bias = own_bias = None
-    own_left_out: Any = False
     codes = []
     if candidate_sampling_probability is not None:
         # The correction of Yi et al. 2019: the score minus log q.
@@ -72,11 +73,9 @@ def make(
         )
         column_bias = ops.stop_gradient(column_bias)
         own_bias = column_bias[:rows]
+    masked_columns = None
     if candidate_mask is not None:
-        if column_bias is None:
-            column_bias = ops.zeros_like(candidate_mask, dtype=dtype)
-        column_bias = ops.where(candidate_mask, column_bias, MASKED)
-        own_left_out = ops.logical_not(candidate_mask[:rows])
+        masked_columns = ops.logical_not(candidate_mask)
     if candidate_ids is not None:
         column_codes = engines.dense_codes(candidate_ids)
         codes.append((column_codes[:rows], column_codes))
@@ -85,19 +84,18 @@ def make(
         # Extra candidates belong to no row's query; no code is -1.
         extra = ops.full((candidates - rows,), -1, dtype="int32")
         codes.append((row_codes, ops.concatenate([row_codes, extra])))
-    if codes:
-        own_left_out = True
-    return Scoring(column_bias, own_bias, tuple(codes), own_left_out)
+    return Scoring(column_bias, own_bias, tuple(codes), masked_columns)
 
 
-def left_out(row_codes, column_codes):
-    """Returns bools, True where a candidate is no negative of the row.
+def left_out(row_codes, column_codes, masked_columns):
+    """Returns bools, True where a candidate is left out; None if nowhere.
 
     Args:
         row_codes: the row half of each pair of `Scoring.codes`, any shape.
         column_codes: the candidate half, of a shape that broadcasts with it.
+        masked_columns: bools of a shape that broadcasts too, or None.
     """
-    hit = None
+    hit = masked_columns
     for row_code, column_code in zip(row_codes, column_codes):
         equal = ops.equal(row_code, column_code)
         hit = equal if hit is None else ops.logical_or(hit, equal)
