@@ -61,10 +61,22 @@ def positive_number(name, value):
 
 def to_tensors(**arguments):
     """Returns the arguments as tensors of the dtypes that they came in."""
-    return {
-        name: value if value is None else keras.ops.convert_to_tensor(value)
-        for name, value in arguments.items()
-    }
+    return {name: _to_tensor(name, value) for name, value in arguments.items()}
+
+
+def _to_tensor(name, value):
+    if value is None:
+        return None
+    try:
+        return keras.ops.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        what = type(value).__name__
+        if hasattr(value, "dtype"):
+            what += f" of {value.dtype}"
+        raise TypeError(
+            f"`{name}` must be a tensor, or an array that "
+            f"{keras.backend.backend()} can hold. Received: {what}"
+        ) from error
 
 
 def shifts(shifts, rows):

@@ -67,7 +67,7 @@ def make(
         column_bias = -ops.log(
             ops.maximum(
                 ops.cast(candidate_sampling_probability, dtype),
-                SMALLEST_PROBABILITY,
+                constant(SMALLEST_PROBABILITY, dtype),
             )
         )
         column_bias = ops.stop_gradient(column_bias)
@@ -75,7 +75,9 @@ def make(
     if candidate_mask is not None:
         if column_bias is None:
             column_bias = ops.zeros_like(candidate_mask, dtype=dtype)
-        column_bias = ops.where(candidate_mask, column_bias, MASKED)
+        column_bias = ops.where(
+            candidate_mask, column_bias, constant(MASKED, dtype)
+        )
         own_left_out = ops.logical_not(candidate_mask[:rows])
     if candidate_ids is not None:
         column_codes = engines.dense_codes(candidate_ids)
@@ -88,6 +90,15 @@ def make(
     if codes:
         own_left_out = True
     return Scoring(column_bias, own_bias, tuple(codes), own_left_out)
+
+
+def constant(value, dtype):
+    """Returns the number as a tensor of this dtype.
+
+    On PyTorch, Keras takes a Python float for a float32, and float64 beside
+    one falls to float32.
+    """
+    return ops.convert_to_tensor(value, dtype=dtype)
 
 
 def left_out(row_codes, column_codes):
@@ -106,7 +117,8 @@ def left_out(row_codes, column_codes):
 
 def cross_entropy_with_first(logits):
     """Returns (B,) softmax cross-entropies of (B, 1 + K) with column 0."""
-    return ops.logsumexp(logits, axis=-1) - logits[:, 0]
+    # Subtracted first: beside a large score, the logarithm would be rounded.
+    return ops.logsumexp(logits - logits[:, :1], axis=-1)
 
 
 def compute_dtype(*tensors):
