@@ -179,7 +179,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             return self._shape_alone(query, candidate)
         given = arguments.to_tensors(**given)
         self._check(given)
-        given["query"] = self._full(given["query"], training)
+        given = self._full(given, training)
         for name in ("query", "candidate"):
             given[name] = ops.cast(given[name], self._maths_dtype)
         if self.num_negatives is None and not self.return_logits:
@@ -232,18 +232,20 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 f"Received: num_negatives={self.num_negatives}"
             )
 
-    def _full(self, query, training):
-        """Returns the queries if the batch is full, with a static size."""
-        shape = tuple(query.shape)
+    def _full(self, given, training):
+        """Returns the tensors of the batch if it is full."""
+        shape = tuple(given["query"].shape)
         try:
             self._batch_size.check(self.name, shape, training)
         except PartialBatchError:
             engines.give_back_weights()
             raise
-        message = self._batch_size.message(self.name)
-        if self._batch_size.rows is not None:
-            return engines.require_rows(query, self._batch_size.rows, message)
-        return engines.require_two_rows(query, message)
+        return engines.require_rows(
+            given,
+            self._batch_size.rows,
+            self._batch_size.message(self.name),
+            self._batch_size.label,
+        )
 
     @property
     def _maths_dtype(self):
