@@ -113,6 +113,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                     f"`{name}` is not available in this version."
                 )
         self._batch_size = BatchSize(batch_size)
+        self._check_count(self._batch_size.rows)
         if seed is not None:
             seed = arguments.integer(
                 "seed", seed, minimum=0, otherwise=" or None"
@@ -220,6 +221,9 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 "`return_logits=True`, since logits have no weight. Give it "
                 "to `fit`, or to the loss."
             )
+        self._check_count(rows)
+
+    def _check_count(self, rows):
         if (
             self.num_negatives is not None
             and isinstance(rows, int)

@@ -172,9 +172,7 @@ def test_no_worse_than_naive_in_half_precision(dtype):
         )
     )
     assert np.all(np.isfinite(ours))
-    for name, error, naive in zip(
-        ("loss", *VECTORS), ours, errors(naive_loss)
-    ):
+    for name, error, naive in zip(("loss", *VECTORS), ours, errors(naive_loss)):
         assert error <= naive + 1e-6, (name, error, naive)
 
 

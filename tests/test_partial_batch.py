@@ -58,6 +58,19 @@ def state_of(model):
     return [to_numpy(v) for v in model.variables + model.optimizer.variables]
 
 
+def assert_same_weights(model, before):
+    """Compares all but the optimizer's count of steps.
+
+    TensorFlow counts a step that fails at run time, and changes nothing else.
+    """
+    optimizer = model.optimizer.variables
+    assert optimizer[0] is model.optimizer.iterations
+    count = len(model.variables)
+    after = state_of(model)
+    assert_all_equal(after[:count], before[:count])
+    assert_all_equal(after[count + 1 :], before[count + 1 :])
+
+
 def assert_fix(error, size):
     """Checks an error that comes at run time, from inside of TensorFlow."""
     # XLA reports the name of an operation, which has no brackets.
@@ -152,15 +165,17 @@ def test_a_wrong_first_batch_loses_nothing(call, epochs):
     if TENSORFLOW and epochs and call == "fit":
         # Traced again, TensorFlow makes the rows unknown: it comes at run time.
         assert_fix(caught.value, 32)
-    else:
-        assert type(caught.value) is PartialBatchError
-        assert_words(caught.value, "32 rows", "(16, 8)")
+        assert_same_weights(model, before)
+        return assert_works(model)
+    assert type(caught.value) is PartialBatchError
+    assert_words(caught.value, "32 rows", "(16, 8)")
     assert_all_equal(state_of(model), before)
     assert_works(model)
 
 
-@pytest.mark.parametrize("call", ["train_on_batch", "test_on_batch",
-                                  "predict_on_batch"])
+@pytest.mark.parametrize(
+    "call", ["train_on_batch", "test_on_batch", "predict_on_batch"]
+)
 def test_on_batch(call):
     model = two_towers()
     model.train_on_batch(pairs(32))
@@ -170,8 +185,9 @@ def test_on_batch(call):
     with pytest.raises(PartialBatchError) as caught:
         getattr(model, call)(pairs(4))
     # TensorFlow relaxes the shape when it comes a second time.
-    assert_words(caught.value, "(None, 8)" if "(None" in str(caught.value)
-                 else "(4, 8)")
+    assert_words(
+        caught.value, "(None, 8)" if "(None" in str(caught.value) else "(4, 8)"
+    )
     assert_all_equal(state_of(model), before)
     assert np.all(np.isfinite(model.train_on_batch(pairs(32))))
 
@@ -238,16 +254,18 @@ def test_any_size_gives_the_right_losses():
     model = two_towers(batch_size="any")
     predicted = model.predict(batches(36, 16), verbose=0)
     layer = InBatchNegativeSoftmax(batch_size="any")
-    users, items = [
-        w for w in (to_numpy(v) for v in model.trainable_variables)
-    ]
+    users, items = [w for w in (to_numpy(v) for v in model.trainable_variables)]
     data, expected = pairs(36), []
     for start in (0, 16, 32):
         rows = slice(start, start + 16)
         item = data["item"][rows]
-        expected.append(to_numpy(layer(
-            users[data["user"][rows]], items[item], candidate_ids=item
-        )))
+        expected.append(
+            to_numpy(
+                layer(
+                    users[data["user"][rows]], items[item], candidate_ids=item
+                )
+            )
+        )
     np.testing.assert_allclose(
         predicted, np.concatenate(expected), rtol=1e-4, atol=1e-6
     )
@@ -389,7 +407,7 @@ def test_declared_rows_that_a_layer_loses(jit, size):
         model.fit(batches(size, size), verbose=0)
     assert_fix(caught.value, 16)
     assert "softmax" in str(caught.value)
-    assert_all_equal(state_of(model), before)
+    assert_same_weights(state_of(model), before)
     model.fit(batches(32, 16), verbose=0)
 
 

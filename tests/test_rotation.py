@@ -39,8 +39,9 @@ def test_values_and_gradients(shifts):
     )
     expected, d_expected = oracle.rotation_logits(**batch, shifts=shifts)
     assert_close(value, expected, 1e-6)
-    _, d_expected = oracle.rotation_logits(**batch, shifts=shifts,
-                                           upstream=upstream)
+    _, d_expected = oracle.rotation_logits(
+        **batch, shifts=shifts, upstream=upstream
+    )
     for name in batch:
         assert_close(gradients[name], d_expected[name], 1e-6, name)
 
@@ -49,13 +50,15 @@ def test_shifts_as_a_tensor():
     batch = {n: batch_of(5)[n] for n in ("query", "candidate")}
     shifts = keras.ops.convert_to_tensor([1, 3], dtype="int32")
     expected, _ = oracle.rotation_logits(**batch, shifts=[1, 3])
-    assert_close(to_numpy(ops.rotation_logits(**batch, shifts=shifts)),
-                 expected, 1e-6)
+    assert_close(
+        to_numpy(ops.rotation_logits(**batch, shifts=shifts)), expected, 1e-6
+    )
 
 
 def test_float64():
-    batch = {n: batch_of(5)[n].astype("float64")
-             for n in ("query", "candidate")}
+    batch = {
+        n: batch_of(5)[n].astype("float64") for n in ("query", "candidate")
+    }
     logits = to_numpy(ops.rotation_logits(**batch, shifts=[2]))
     exact = helpers.BACKEND != "jax"
     assert logits.dtype == ("float64" if exact else "float32")
@@ -80,8 +83,9 @@ def columns_of(logits, rows):
     )
 
 
-@pytest.mark.parametrize("rows, count", [(12, 4), (12, 11), (13, 5), (2, 1),
-                                         (7, 1), (9, 8)])
+@pytest.mark.parametrize(
+    "rows, count", [(12, 4), (12, 11), (13, 5), (2, 1), (7, 1), (9, 8)]
+)
 def test_shifts_of_the_layer(rows, count):
     layer = inbatch_neg.InBatchNegativeSoftmax(
         count, return_logits=True, seed=3
@@ -100,11 +104,17 @@ def test_shifts_of_the_layer(rows, count):
         for k, shift in enumerate(shifts[1:]):
             assert k * rows / count <= shift < (k + 1) * rows / count
         seen.add(tuple(shifts))
-    choices = np.prod([
-        np.sum([k * rows / count <= s < (k + 1) * rows / count
-                for s in range(1, rows)])
-        for k in range(count)
-    ])
+    choices = np.prod(
+        [
+            np.sum(
+                [
+                    k * rows / count <= s < (k + 1) * rows / count
+                    for s in range(1, rows)
+                ]
+            )
+            for k in range(count)
+        ]
+    )
     assert len(seen) > 1 or choices == 1
 
 
@@ -142,16 +152,18 @@ def expected_logits(batch, shifts, temperature):
     left_out = np.zeros_like(logits, bool)
     for i in range(rows):
         negatives = oracle.negatives_of(
-            i, candidates, batch["candidate_ids"], batch["query_ids"],
+            i,
+            candidates,
+            batch["candidate_ids"],
+            batch["query_ids"],
             batch["candidate_mask"],
         )
         columns = [i] + [(i + s) % rows for s in shifts]
         columns += range(rows, candidates)
         for place, j in enumerate(columns):
-            logits[i, place] = (
-                batch["query"][i] @ batch["candidate"][j] / temperature
-                - np.log(batch["candidate_sampling_probability"][j])
-            )
+            logits[i, place] = batch["query"][i] @ batch["candidate"][
+                j
+            ] / temperature - np.log(batch["candidate_sampling_probability"][j])
             left_out[i, place] = j != i and j not in negatives
     return logits, left_out
 
@@ -192,12 +204,12 @@ def test_gradients_of_the_layer(count, return_logits):
     loss = inbatch_neg.InBatchNegativeLoss(reduction="sum")
 
     def total(query, candidate):
-        rest = {k: v for k, v in batch.items()
-                if k not in ("query", "candidate")}
+        rest = {
+            k: v for k, v in batch.items() if k not in ("query", "candidate")
+        }
         if return_logits:
             return loss(None, layer(query, candidate, **rest), weight)
-        return loss(None, layer(query, candidate, **rest,
-                                sample_weight=weight))
+        return loss(None, layer(query, candidate, **rest, sample_weight=weight))
 
     by = {n: batch[n] for n in ("query", "candidate")}
     # `training` is not said, so these gradients are asked for afterwards.
@@ -252,9 +264,7 @@ def test_categorical_crossentropy_trains_the_same(count):
             count, temperature=0.2, return_logits=return_logits, seed=7
         )
 
-    ours, our_losses = trained(
-        layer(True), inbatch_neg.InBatchNegativeLoss()
-    )
+    ours, our_losses = trained(layer(True), inbatch_neg.InBatchNegativeLoss())
     kerass, keras_losses = trained(
         layer(True),
         keras.losses.CategoricalCrossentropy(from_logits=True),
@@ -303,9 +313,7 @@ def test_fresh_shifts_at_every_compiled_step(seed):
         )
         vectors = numbered(16)
         data = tuple(np.tile(v, (6, 1)) for v in vectors)
-        model.fit(
-            inbatch_neg.full_batches((data,), 16), epochs=2, verbose=0
-        )
+        model.fit(inbatch_neg.full_batches((data,), 16), epochs=2, verbose=0)
         return to_numpy(recorder.seen)
 
     first = shifts()
