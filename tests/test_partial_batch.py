@@ -407,7 +407,7 @@ def test_declared_rows_that_a_layer_loses(jit, size):
         model.fit(batches(size, size), verbose=0)
     assert_fix(caught.value, 16)
     assert "softmax" in str(caught.value)
-    assert_same_weights(state_of(model), before)
+    assert_same_weights(model, before)
     model.fit(batches(32, 16), verbose=0)
 
 
