@@ -284,6 +284,17 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             return None
         return 1 + self.num_negatives + candidates - rows
 
+    def save_own_variables(self, store):
+        """Saves where the random shifts are, which Keras would not."""
+        super().save_own_variables(store)
+        if self.num_negatives is not None:
+            store["shifts"] = ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store):
+        """Loads it, so that training goes on as if it had not stopped."""
+        if self.num_negatives is not None and "shifts" in store:
+            self.seed_generator.state.assign(store["shifts"])
+
     def get_config(self):
         """Returns the arguments of the constructor."""
         config = super().get_config()

@@ -13,6 +13,20 @@ if keras.backend.backend() != _WANTED:
         f"{keras.backend.backend()}."
     )
 
+if keras.backend.backend() == "jax":
+    # Eager calls compile their loops anew each time, the same as before.
+    import atexit
+    import shutil
+    import tempfile
+
+    import jax
+
+    _CACHE = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", _CACHE)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 
 @pytest.fixture(autouse=True)
 def _fresh_keras():

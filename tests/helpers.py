@@ -10,14 +10,17 @@ def to_numpy(tensor):
     return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
-def value_and_gradients(function, arrays, upstream=None, compiled=False):
+def value_and_gradients(
+    function, arrays, upstream=None, compiled=BACKEND == "jax"
+):
     """Returns a function's value and its gradients, as NumPy arrays.
 
     Args:
         function: of one tensor for each of `arrays`, given by name.
         arrays: dict of arrays, the gradients are by these.
         upstream: of the shape of the value, ones if None.
-        compiled: Whether to run it in `tf.function` or `jax.jit`.
+        compiled: Whether to run it in `tf.function` or `jax.jit`. On JAX by
+            default, where an eager call compiles each of its operations.
 
     Returns:
         The value, and a dict of gradients (None where there is none).
@@ -88,6 +91,19 @@ def _torch(function, arrays, upstream, compiled):
 
 
 _BY_BACKEND = {"tensorflow": _tensorflow, "jax": _jax, "torch": _torch}
+
+
+def compiled(function):
+    """Returns the function in `tf.function` or `jax.jit`."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, reduce_retracing=False)
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
 
 
 def weights_of(model):
