@@ -33,33 +33,40 @@ def dense_codes(ids):
     return tf.searchsorted(tf.sort(ids), ids)
 
 
-def require_rows(tensor, rows, message):
-    """Returns `tensor` with a static number of rows, checked at run time.
+def require_rows(tensors, rows, message, label):
+    """Returns the tensors of a batch, refused at run time if it is partial.
 
-    Only TensorFlow has tensors of unknown size. The assertion carries the
-    message; XLA removes it, but then checks the static shape by itself.
+    Only TensorFlow has batches of unknown size. All tensors wait for the
+    check, or some operation on another one would fail before it.
+
+    Args:
+        tensors: dict of tensors or None, among them "query" (B, D).
+        rows: The number of rows that B must be, then static in "query"; or
+            None, for 2 or more.
+        message: Of the error.
+        label: A short form of it, as the name of an operation. XLA removes
+            the assertion but reports the operation that cannot hold.
     """
-    if tensor.shape[0] == rows:
-        return tensor
+    query = tensors["query"]
+    if query.shape[0] is not None:
+        return tensors
     import tensorflow as tf
 
-    check = tf.debugging.assert_equal(
-        tf.shape(tensor)[0], rows, message=message
-    )
+    found = tf.shape(query)[0]
+    if rows is None:
+        check = tf.debugging.assert_greater(found, 1, message=message)
+    else:
+        check = tf.debugging.assert_equal(found, rows, message=message)
     with tf.control_dependencies([check] if check is not None else []):
-        shape = [rows, *tensor.shape[1:]]
-        return tf.ensure_shape(tf.identity(tensor), shape)
-
-
-def require_two_rows(tensor, message):
-    """Returns `tensor`, refused at run time if it has fewer than two rows."""
-    if tensor.shape[0] is not None:
-        return tensor
-    import tensorflow as tf
-
-    check = tf.debugging.assert_greater(tf.shape(tensor)[0], 1, message=message)
-    with tf.control_dependencies([check] if check is not None else []):
-        return tf.identity(tensor)
+        tensors = {
+            name: None if tensor is None else tf.identity(tensor)
+            for name, tensor in tensors.items()
+        }
+    if rows is not None:
+        tensors["query"] = tf.ensure_shape(
+            tensors["query"], [rows, *query.shape[1:]], name=label
+        )
+    return tensors
 
 
 def give_back_weights():

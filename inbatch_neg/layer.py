@@ -113,6 +113,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                     f"`{name}` is not available in this version."
                 )
         self._batch_size = BatchSize(batch_size)
+        self._check_count(self._batch_size.rows)
         if seed is not None:
             seed = arguments.integer(
                 "seed", seed, minimum=0, otherwise=" or None"
@@ -179,7 +180,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             return self._shape_alone(query, candidate)
         given = arguments.to_tensors(**given)
         self._check(given)
-        given["query"] = self._full(given["query"], training)
+        given = self._full(given, training)
         for name in ("query", "candidate"):
             given[name] = ops.cast(given[name], self._maths_dtype)
         if self.num_negatives is None and not self.return_logits:
@@ -220,6 +221,9 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 "`return_logits=True`, since logits have no weight. Give it "
                 "to `fit`, or to the loss."
             )
+        self._check_count(rows)
+
+    def _check_count(self, rows):
         if (
             self.num_negatives is not None
             and isinstance(rows, int)
@@ -232,18 +236,20 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 f"Received: num_negatives={self.num_negatives}"
             )
 
-    def _full(self, query, training):
-        """Returns the queries if the batch is full, with a static size."""
-        shape = tuple(query.shape)
+    def _full(self, given, training):
+        """Returns the tensors of the batch if it is full."""
+        shape = tuple(given["query"].shape)
         try:
             self._batch_size.check(self.name, shape, training)
         except PartialBatchError:
             engines.give_back_weights()
             raise
-        message = self._batch_size.message(self.name)
-        if self._batch_size.rows is not None:
-            return engines.require_rows(query, self._batch_size.rows, message)
-        return engines.require_two_rows(query, message)
+        return engines.require_rows(
+            given,
+            self._batch_size.rows,
+            self._batch_size.message(self.name),
+            self._batch_size.label,
+        )
 
     @property
     def _maths_dtype(self):
@@ -277,6 +283,17 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         if rows is None or candidates is None:
             return None
         return 1 + self.num_negatives + candidates - rows
+
+    def save_own_variables(self, store):
+        """Saves where the random shifts are, which Keras would not."""
+        super().save_own_variables(store)
+        if self.num_negatives is not None:
+            store["shifts"] = ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store):
+        """Loads it, so that training goes on as if it had not stopped."""
+        if self.num_negatives is not None and "shifts" in store:
+            self.seed_generator.state.assign(store["shifts"])
 
     def get_config(self):
         """Returns the arguments of the constructor."""

@@ -146,7 +146,8 @@ def _assemble(query, candidate, scoring, scores, places):
             else at(scoring.masked_columns),
         )
         if hit is not None:
-            part = ops.where(hit, scoring_lib.MASKED, part)
+            masked = scoring_lib.constant(scoring_lib.MASKED, part.dtype)
+            part = ops.where(hit, masked, part)
         parts.append(part)
     return ops.concatenate(parts, axis=1)
 

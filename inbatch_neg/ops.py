@@ -50,7 +50,8 @@ def in_batch_softmax_loss(
         negative left has loss 0 and gradient 0.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, or for a temperature that is a
+            number and not above 0.
         TypeError: if a dtype does not fit: float ids, integer probabilities.
 
     Example:
@@ -73,6 +74,10 @@ def in_batch_softmax_loss(
         sample_weight=sample_weight,
     )
     arguments.batch(**given)
+    temperature = arguments.temperature(temperature)
+    if not isinstance(temperature, float):
+        dtype = scoring.compute_dtype(given["query"], given["candidate"])
+        temperature = ops.cast(temperature, dtype)
     return walk.batch_loss(
         temperature=temperature, with_gradients=True, **given
     )

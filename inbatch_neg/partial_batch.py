@@ -93,6 +93,11 @@ class BatchSize:
         """The error of a batch whose rows are only known at run time."""
         return _message(layer_name, ("?", "..."), self.rows)
 
+    @property
+    def label(self):
+        """The fix in the letters that the name of an operation may have."""
+        return f"Partial_batch.Fix.inbatch_neg.full_batches.data.{self.rows}"
+
 
 def _message(layer_name, shape, expected):
     size = "batch_size" if expected in (None, 1) else expected

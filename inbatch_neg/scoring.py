@@ -68,7 +68,7 @@ def make(
         column_bias = -ops.log(
             ops.maximum(
                 ops.cast(candidate_sampling_probability, dtype),
-                SMALLEST_PROBABILITY,
+                constant(SMALLEST_PROBABILITY, dtype),
             )
         )
         column_bias = ops.stop_gradient(column_bias)
@@ -85,6 +85,15 @@ def make(
         extra = ops.full((candidates - rows,), -1, dtype="int32")
         codes.append((row_codes, ops.concatenate([row_codes, extra])))
     return Scoring(column_bias, own_bias, tuple(codes), masked_columns)
+
+
+def constant(value, dtype):
+    """Returns the number as a tensor of this dtype.
+
+    On PyTorch, Keras takes a Python float for a float32, and float64 beside
+    one falls to float32.
+    """
+    return ops.convert_to_tensor(value, dtype=dtype)
 
 
 def left_out(row_codes, column_codes, masked_columns):
@@ -104,7 +113,8 @@ def left_out(row_codes, column_codes, masked_columns):
 
 def cross_entropy_with_first(logits):
     """Returns (B,) softmax cross-entropies of (B, 1 + K) with column 0."""
-    return ops.logsumexp(logits, axis=-1) - logits[:, 0]
+    # Subtracted first: beside a large score, the logarithm would be rounded.
+    return ops.logsumexp(logits - logits[:, :1], axis=-1)
 
 
 def compute_dtype(*tensors):

@@ -173,7 +173,8 @@ def _walk(query, candidate, row_weight, scoring, wanted):
                 ops.stack([own_place, own_column], axis=1),
                 ops.zeros((chunk_rows,), "bool"),
             )
-            scores = ops.where(hit, scoring_lib.MASKED, scores)
+            masked = scoring_lib.constant(scoring_lib.MASKED, scores.dtype)
+            scores = ops.where(hit, masked, scores)
 
         # One fused pass on every engine, and its maximum is over the scores
         # that take part: a large one that was left out cannot make the
@@ -206,7 +207,12 @@ def _walk(query, candidate, row_weight, scoring, wanted):
             new = own_column[:, None] >= first_new
             # (D, R) by (R, C): the long side last is twice as fast on JAX.
             found["candidate"] = found["candidate"] + ops.matmul(
-                ops.transpose(ops.where(new, weight * chunk_query, 0.0)), share
+                ops.transpose(
+                    ops.where(
+                        new, weight * chunk_query, ops.zeros_like(chunk_query)
+                    )
+                ),
+                share,
             )
         return found
 
