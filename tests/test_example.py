@@ -189,6 +189,11 @@ def test_validation_items_are_candidates_until_the_test(movielens, data):
     validation, test = movielens.evaluate(split, scores)
     assert validation == (1.0, 1.0)
     assert test == (1.0, pytest.approx(1 / np.log2(8 + 2)))
+    # The test item is a candidate among others while validating.
+    scores[0, 2] = 1.0
+    validation, test = movielens.evaluate(split, scores)
+    assert validation == (1.0, pytest.approx(1 / np.log2(1 + 2)))
+    assert test == (1.0, 1.0)
 
 
 def test_recall_and_ndcg_by_hand(movielens):

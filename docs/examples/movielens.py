@@ -124,7 +124,13 @@ def train(recipe, split, epochs=20, batch_size=1024, seed=0):
     )
     with tqdm(total=epochs, desc=recipe.title, unit="epoch") as bar:
         evaluation = Evaluation(split, bar)
-        model.fit(batches, epochs=epochs, verbose=0, callbacks=[evaluation])
+        model.fit(
+            batches,
+            epochs=epochs,
+            shuffle=False,  # the batches are shuffled already
+            verbose=0,
+            callbacks=[evaluation],
+        )
     return evaluation
 
 

