@@ -125,7 +125,8 @@ class CrossBatchMemory(keras.layers.Layer):
             candidate_sampling_probability: (B,) floats in (0, 1], in every
                 call or in none. The softmax says what becomes of others.
             training: Whether the batch enters the memory, after having met
-                it. `fit` says so by itself. Other calls see the stored rows,
+                it. `fit` says so by itself; a subclassed model must take
+                `training` and pass it on. Other calls see the stored rows,
                 so that losses compare, and store nothing.
 
         Returns:

@@ -126,7 +126,8 @@ class StreamingSamplingProbability(keras.layers.Layer):
             candidate_ids: (B,) integers (strings too on TensorFlow). On JAX
                 64-bit ids are cut to 32 bits before the layer sees them.
             training: Whether to learn from the ids, before estimating.
-                `fit` says so by itself.
+                `fit` says so by itself; a subclassed model must take
+                `training` and pass it on.
 
         Returns:
             (B,) float32 probabilities in (0, 1], without gradient. An id
