@@ -8,6 +8,7 @@ import sys
 import threading
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -31,6 +32,34 @@ def dense_codes(ids):
         return tf.unique(ids).idx
     # Keras' own searchsorted does not trace in Keras 3.5.
     return tf.searchsorted(tf.sort(ids), ids)
+
+
+def integer_ids(ids):
+    """Returns the ids, strings as integers: 63 bits, equal ones stay so."""
+    if keras.backend.standardize_dtype(ids.dtype) != "string":
+        return ids
+    import tensorflow as tf
+
+    return tf.strings.to_hash_bucket_fast(ids, 2**63 - 1)
+
+
+def widest_integer():
+    """Returns "int64", or "int32" where the engine has nothing wider."""
+    widest = ops.convert_to_tensor(np.zeros(1, "int64"))
+    return keras.backend.standardize_dtype(widest.dtype)
+
+
+def require_at_most_rows(tensor, rows, message):
+    """Returns `tensor`, refused at run time if it has more than `rows`."""
+    if tensor.shape[0] is not None:
+        return tensor
+    import tensorflow as tf
+
+    check = tf.debugging.assert_less_equal(
+        tf.shape(tensor)[0], rows, message=message
+    )
+    with tf.control_dependencies([check] if check is not None else []):
+        return tf.identity(tensor)
 
 
 def require_rows(tensors, rows, message, label):
