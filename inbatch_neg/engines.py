@@ -23,10 +23,13 @@ def dense_codes(ids):
     Comparing int32 is faster than int64 or strings, and leaves -1 free for
     "no id". The code of an id is its first place among the sorted ids.
     """
-    if keras.backend.standardize_dtype(ids.dtype) == "string":
+    if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.unique(ids).idx
+        if ids.dtype == tf.string:
+            return tf.unique(ids).idx
+        # Keras' own, before 3.6, takes the length of a symbolic tensor.
+        return tf.searchsorted(tf.sort(ids), ids)
     return ops.cast(ops.searchsorted(ops.sort(ids), ids), "int32")
 
 
