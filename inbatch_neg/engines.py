@@ -30,7 +30,7 @@ def dense_codes(ids):
 
     if ids.dtype == tf.string:
         return tf.unique(ids).idx
-    # Keras' own searchsorted does not trace in Keras 3.5.
+    # Keras' own, before 3.6, takes the length of a symbolic tensor.
     return tf.searchsorted(tf.sort(ids), ids)
 
 

@@ -292,7 +292,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
     def load_own_variables(self, store):
         """Loads it, so that training goes on as if it had not stopped."""
-        if self.num_negatives is not None and "shifts" in store:
+        if self.num_negatives is not None and "shifts" in store.keys():
             self.seed_generator.state.assign(store["shifts"])
 
     def get_config(self):
