@@ -12,8 +12,9 @@ repeats for a second or two. Time is the shortest repeat. Extra memory is the
 peak of resident memory after the calls less the peak before the first call
 at full size. Contenders take turns, A B C A B C, so that a busy machine is
 busy for all; a ratio is the median over the rounds of the ratio within a
-round. Losses and gradients of contenders are compared, so that nobody is
-fast at other maths.
+round. Processor time, summed over the threads, hardly depends on who else
+uses the cores. Losses and gradients of contenders are compared, so that
+nobody is fast at other maths.
 
 Where what stands: what is measured in `measurements.py`, the targets in
 `targets.py`, the contenders in `on_tensorflow.py`, `on_jax.py`, `on_torch.py`

@@ -54,17 +54,19 @@ def heading(command, about):
         f"{library} {version or '-'}"
         for library, version in about["versions"].items()
     )
+    busy = about["load_before"] > 0.5
     return (
         f"$ {command}\n"
         f"{about['processor']}, {about['cores']} cores, load "
         f"{about['load_before']:.1f} before, {about['system']}\n"
         f"Python {about['python']}, {versions}"
+        + ("\nOTHERS USE THIS MACHINE: times and ratios waver." if busy else "")
     )
 
 
 def table(name, results):
     """Returns the table of one measurement, ratios to its first contender."""
-    rows = [("", "ms", "x", "extra MB", "x")]
+    rows = [("", "ms", "x", "processor ms", "x", "extra MB", "x")]
     reference = next(iter(results.values()))
     for contender, rounds in results.items():
         if not rounds:
@@ -74,6 +76,8 @@ def table(name, results):
                 contender,
                 f"{median(rounds, 'seconds') * 1e3:.1f}",
                 f"{ratio(rounds, reference, 'seconds'):.2f}",
+                f"{median(rounds, 'processor_seconds') * 1e3:.1f}",
+                f"{ratio(rounds, reference, 'processor_seconds'):.2f}",
                 f"{median(rounds, 'extra_bytes') / 1e6:.0f}",
                 f"{ratio(rounds, reference, 'extra_bytes'):.2f}",
             )

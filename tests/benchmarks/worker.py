@@ -40,19 +40,21 @@ def measure(contender, rows, dimensions, with_rules, negatives):
 
     peak_before = _peak_memory()
     step()  # traces and compiles
-    seconds = []
+    seconds, processor_seconds = [], []
     while sum(seconds) < (
         _LONGEST_SECONDS if len(seconds) < _FEWEST_REPEATS else _SECONDS
     ):
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         results = step()
         seconds.append(time.perf_counter() - start)
+        processor_seconds.append(time.process_time() - processor_start)
     extra = _peak_memory() - peak_before
 
     loss, *gradients = results if results is not None else [None]
     return {
         "contender": contender,
         "seconds": min(seconds),
+        "processor_seconds": min(processor_seconds),
         "repeats": len(seconds),
         "extra_bytes": extra,
         "loss": None if loss is None else float(loss),
