@@ -2,16 +2,21 @@
 
 from inbatch_neg import ops
 from inbatch_neg.data import full_batches
+from inbatch_neg.evaluation import RetrievalEvaluation
 from inbatch_neg.layer import InBatchNegativeSoftmax
 from inbatch_neg.loss import InBatchNegativeLoss
+from inbatch_neg.metrics import InBatchMeanReciprocalRank, InBatchTopKAccuracy
 from inbatch_neg.partial_batch import PartialBatchError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "InBatchMeanReciprocalRank",
     "InBatchNegativeLoss",
     "InBatchNegativeSoftmax",
+    "InBatchTopKAccuracy",
     "PartialBatchError",
+    "RetrievalEvaluation",
     "full_batches",
     "ops",
 ]
