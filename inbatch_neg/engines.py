@@ -110,10 +110,11 @@ def _assign(model, names, state):
             variable.assign(value)
 
 
-def compiled(function):
+def compiled(function, xla=True):
     """Returns `function` of tensors, compiled where the engine can.
 
-    By XLA, which compares and counts scores in the loop that reads them.
+    XLA merges elementwise steps and sums into one loop over a matrix. On
+    TensorFlow `xla` says whether it is used; JAX has nothing else.
     """
     if keras.backend.backend() == "jax":
         import jax
@@ -122,7 +123,7 @@ def compiled(function):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=True)
+        return tf.function(function, jit_compile=xla)
     return function
 
 

@@ -51,7 +51,8 @@ def averages(row, ranks, queries, k, sample_weight):
         raise ValueError(
             "`sample_weight` must not be 0 for every query that has targets."
         )
-    weight = weight / weight.sum()
+    total = weight.sum()
+
     # Divisors of queries without targets, whose weight is 0.
     count = np.maximum(count, 1)
     gains = 1.0 / np.log2(1.0 + ranks)
@@ -60,19 +61,22 @@ def averages(row, ranks, queries, k, sample_weight):
     def per_query(values):
         return np.bincount(row, weights=values, minlength=queries)
 
+    def average(values):
+        return float(weight @ values / total)
+
     results = {}
     for length in k:
         found = ranks <= length
         hits = per_query(found)
         best_gain = ideal[np.minimum(count, length) - 1]
         gain = per_query(np.where(found, gains, 0.0))
-        results[f"recall@{length}"] = weight @ (hits / count)
-        results[f"hit_rate@{length}"] = weight @ (hits > 0)
-        results[f"ndcg@{length}"] = weight @ (gain / best_gain)
+        results[f"recall@{length}"] = average(hits / count)
+        results[f"hit_rate@{length}"] = average(hits > 0)
+        results[f"ndcg@{length}"] = average(gain / best_gain)
     reciprocal = np.zeros(queries)
     np.maximum.at(reciprocal, row, 1.0 / ranks)
-    results["mrr"] = weight @ reciprocal
-    return {name: float(value) for name, value in results.items()}
+    results["mrr"] = average(reciprocal)
+    return results
 
 
 def coverage(lists, candidates, k):

@@ -26,6 +26,9 @@ from inbatch_neg import engines
 # Queries and candidates of one chunk: its scores, 4 MB, stay in the cache.
 _QUERIES = 256
 _CANDIDATES = 4096
+# For lists a wider chunk, whose columns are looked at in groups.
+_LISTED_CANDIDATES = 2**15
+_GROUP = 32
 # Entries of a list whose vectors are gathered at a time.
 _GATHERED = 2**15
 
@@ -176,7 +179,7 @@ def top_k(query, candidate, k, left_out=None):
         first is up to the engine. Scores that are no number are left out.
     """
     rows = min(_QUERIES, _power_of_two(len(query)))
-    columns = min(_CANDIDATES, _power_of_two(len(candidate)))
+    columns = min(_LISTED_CANDIDATES, _power_of_two(len(candidate)))
     for start in range(0, len(query), rows):
         part = query[start : start + rows]
         best = (
@@ -206,16 +209,37 @@ def _lister(k):
         scores = ops.matmul(query, ops.transpose(candidate))  # (R, K)
         masked = ops.logical_or(masked, ops.isnan(scores))
         scores = ops.where(masked, -np.inf, scores)
-        columns = candidate.shape[0]
-        scores, found = ops.top_k(scores, min(k, columns))
+        scores, found = _top(scores, min(k, candidate.shape[0]))
         scores = ops.concatenate([best, scores], axis=1)
-        found = ops.cast(found, "int32") + first
-        places = ops.concatenate([places, found], axis=1)
+        places = ops.concatenate([places, found + first], axis=1)
         best, order = ops.top_k(scores, k)
         places = ops.take_along_axis(places, ops.cast(order, "int32"), axis=1)
         return best, ops.where(ops.greater(best, -np.inf), places, -1)
 
-    return engines.compiled(merge)
+    # XLA on TensorFlow would sort.
+    return engines.compiled(merge, xla=False)
+
+
+def _top(scores, k):
+    """Returns the k best of each row and their columns, (R, k).
+
+    They lie in the k groups of columns with the highest maxima, since each
+    other group has k scores ahead of its own maximum.
+    """
+    rows, columns = scores.shape
+    groups = columns // _GROUP
+    if groups < 2 * k:
+        scores, found = ops.top_k(scores, k)
+        return scores, ops.cast(found, "int32")
+    scores = ops.reshape(scores, (rows, groups, _GROUP))
+    _, group = ops.top_k(ops.max(scores, axis=2), k)
+    group = ops.cast(group, "int32")[:, :, None]
+    scores = ops.take_along_axis(scores, group, axis=1)  # (R, k, _GROUP)
+    column = group * _GROUP + ops.arange(_GROUP, dtype="int32")
+    scores, found = ops.top_k(ops.reshape(scores, (rows, k * _GROUP)), k)
+    column = ops.reshape(column, (rows, k * _GROUP))
+    found = ops.take_along_axis(column, ops.cast(found, "int32"), axis=1)
+    return scores, found
 
 
 def _mark(masked, places, start, first):
