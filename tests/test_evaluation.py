@@ -1,11 +1,11 @@
 """The evaluation against its oracle, in `fit`, and what it refuses."""
 
+import evaluation_oracle as oracle
 import keras
 import numpy as np
 import pytest
 
 import inbatch_neg
-from tests import evaluation_oracle as oracle
 
 RetrievalEvaluation = inbatch_neg.RetrievalEvaluation
 
