@@ -212,8 +212,6 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds the figures to the logs of the epoch."""
-        # On JAX, this property hands the weights back to the model.
-        _ = self.model
         results = self()
         if logs is not None:
             for name, value in results.items():

@@ -127,12 +127,11 @@ class Catalogue:
         sorted_ids = self._sorted
         if not text and ids.dtype.kind != sorted_ids.dtype.kind:
             # NumPy would compare uint64 with int64 as floats, which merge
-            # large ids. No negative id is in an unsigned catalogue, and the
-            # other way around all that fit 63 bits are the same.
-            known = ids >= 0 if ids.dtype.kind == "i" else ids < 2**63
+            # large ids. Ids of both kinds are equal below 2^63 alone.
+            known = ids <= 2**63 - 1
             ids = np.where(known, ids, 0).astype("int64")
             if sorted_ids.dtype.kind == "u":
-                fits = sorted_ids < 2**63
+                fits = sorted_ids <= 2**63 - 1
                 sorted_ids = sorted_ids[fits].astype("int64")
                 if not len(sorted_ids):
                     return np.full(len(ids), -1, "int64")
