@@ -4,6 +4,7 @@ With the data helper, the only place that knows a backend by name. No engine
 is imported unless Keras runs on it.
 """
 
+import contextlib
 import sys
 import threading
 
@@ -146,3 +147,51 @@ def _assign(model, names, state):
     for name, values in zip(names, state):
         for variable, value in zip(variables[name], values):
             variable.assign(value)
+
+
+def compiled(function, xla=True):
+    """Returns `function` of tensors, compiled where the engine can.
+
+    XLA merges elementwise steps and sums into one loop over a matrix. On
+    TensorFlow `xla` says whether it is used; JAX has nothing else.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=xla)
+    return function
+
+
+@contextlib.contextmanager
+def float32_products():
+    """While inside, a GPU multiplies float32 matrices with all their bits."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        with jax.default_matmul_precision("float32"):
+            yield
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        switch = tf.config.experimental
+        before = switch.tensor_float_32_execution_enabled()
+        switch.enable_tensor_float_32_execution(False)
+        try:
+            yield
+        finally:
+            switch.enable_tensor_float_32_execution(before)
+    else:
+        import torch
+
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)

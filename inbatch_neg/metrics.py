@@ -1,0 +1,125 @@
+"""Metrics within a batch, for models that return their logits."""
+
+import keras
+from keras import ops
+
+from inbatch_neg import arguments
+
+
+class _InBatchMetric(keras.metrics.Mean):
+    """The mean of a figure of each row's logits; `y_true` is ignored."""
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Adds a batch.
+
+        Args:
+            y_true: Ignored, may be None.
+            y_pred: (B, 1 + K) logits, the positive in column 0.
+            sample_weight: (B,) weights of the rows, or None.
+        """
+        y_pred = ops.convert_to_tensor(y_pred)
+        shape = tuple(y_pred.shape)
+        if len(shape) != 2 or shape[1] == 1:
+            raise ValueError(
+                "`y_pred` must be logits (rows, 1 + negatives) with the "
+                "positive in column 0: construct the layer with "
+                "`InBatchNegativeSoftmax(return_logits=True)`. Received: "
+                f"y_pred.shape={shape}"
+            )
+        positive = y_pred[:, :1]
+        # Ties, and what is no number, are ahead of the positive.
+        below = ops.less(y_pred[:, 1:], positive)
+        ahead = ops.sum(ops.cast(ops.logical_not(below), "int32"), axis=1)
+        return super().update_state(self._of_ranks(ahead), sample_weight)
+
+    def _of_ranks(self, ahead):
+        raise NotImplementedError
+
+
+@keras.saving.register_keras_serializable(package="inbatch_neg")
+class InBatchTopKAccuracy(_InBatchMetric):
+    """Share of rows whose positive is among the k best logits.
+
+    ```
+    value = mean over the rows of (1 + #{negatives >= positive} <= k)
+    ```
+
+    For a model that ends in `InBatchNegativeSoftmax(return_logits=True)`, to
+    see that it learns at all. Needs no labels.
+
+    Not good for choosing a model, an epoch or a batch size: the negatives are
+    a few popular items, with their log q correction in training, so the value
+    rises when the batch shrinks, and a model with 0.9 here may find one
+    target in three among 100 of the whole catalogue. `RetrievalEvaluation`
+    tells that.
+
+    Args:
+        k: Length of the list, an integer of 1 or more. Defaults to 1.
+        name: Defaults to `"in_batch_top_{k}_accuracy"`.
+        dtype: Of the mean. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError, TypeError: if `k` is no such integer, or, in the call, if
+            `y_pred` are no logits.
+
+    Example:
+    >>> import numpy as np
+    >>> metric = InBatchTopKAccuracy(k=1)
+    >>> float(metric(None, np.array([[2.0, 1.0], [1.0, 1.0]])))  # a tie
+    0.5
+
+    Differs from: `tfrs.metrics.FactorizedTopK`, which is given the catalogue;
+    and `keras.metrics.TopKCategoricalAccuracy`, which wants labels and calls
+    a model perfect that gives every item the same score.
+    """
+
+    def __init__(self, k=1, name=None, dtype=None):
+        self.k = arguments.integer("k", k, minimum=1)
+        super().__init__(
+            name=name or f"in_batch_top_{self.k}_accuracy", dtype=dtype
+        )
+
+    def _of_ranks(self, ahead):
+        return ops.cast(ops.less(ahead, self.k), self.dtype)
+
+    def get_config(self):
+        """Returns the arguments of the constructor."""
+        return {**super().get_config(), "k": self.k}
+
+
+@keras.saving.register_keras_serializable(package="inbatch_neg")
+class InBatchMeanReciprocalRank(_InBatchMetric):
+    """Mean reciprocal rank of the positive among the logits of its row.
+
+    ```
+    value = mean over the rows of 1 / (1 + #{negatives >= positive})
+    ```
+
+    For a model that ends in `InBatchNegativeSoftmax(return_logits=True)`, to
+    see that it learns at all. Needs no labels.
+
+    Not good for choosing a model, an epoch or a batch size, for the reasons
+    that `InBatchTopKAccuracy` gives: see `RetrievalEvaluation`.
+
+    Args:
+        name: Defaults to `"in_batch_mean_reciprocal_rank"`.
+        dtype: Of the mean. Defaults to `keras.config.floatx()`.
+
+    Raises:
+        ValueError: in the call, if `y_pred` are no logits.
+
+    Example:
+    >>> import numpy as np
+    >>> metric = InBatchMeanReciprocalRank()
+    >>> float(metric(None, np.array([[2.0, 1.0], [1.0, 1.0]])))  # a tie
+    0.75
+
+    Differs from: the figure `mrr` of `RetrievalEvaluation`, which ranks the
+    whole catalogue.
+    """
+
+    def __init__(self, name="in_batch_mean_reciprocal_rank", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+
+    def _of_ranks(self, ahead):
+        return 1.0 / (1.0 + ops.cast(ahead, self.dtype))
