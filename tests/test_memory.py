@@ -279,7 +279,7 @@ def two_towers(memory, rows=None, with_probability=False):
             ),
         ),
     )
-    return keras.Model([user, item], losses)
+    return keras.Model({"user": user, "item": item}, losses)
 
 
 def test_stores_in_fit_not_in_evaluate_and_is_saved(tmp_path):

@@ -142,7 +142,7 @@ def training_step(estimator, ids=10_000, dimensions=64):
         candidate_ids=item,
         candidate_sampling_probability=probability,
     )
-    model = keras.Model([user, item, given], losses)
+    model = keras.Model({"user": user, "item": item, "given": given}, losses)
     model.compile("adam", loss=inbatch_neg.InBatchNegativeLoss())
     return model.train_on_batch
 
