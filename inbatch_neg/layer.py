@@ -1,9 +1,11 @@
 """The layer: checks the batch, chooses the negatives, calls the maths."""
 
+import functools
+
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, engines, logits, walk
+from inbatch_neg import arguments, engines, logits, replicas, walk
 from inbatch_neg import scoring as scoring_lib
 from inbatch_neg.partial_batch import BatchSize, PartialBatchError
 
@@ -42,7 +44,11 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         temperature: Number above 0, divides the scores. Below 1 for
             normalised towers (0.05 to 0.2). Defaults to 1.0.
         symmetric: Not available yet.
-        cross_replica: Not available yet.
+        cross_replica: Whether a row's negatives are the candidates of the
+            global batch, those of every replica under a `tf.distribute`
+            strategy, `keras.distribution` on JAX, or `torch.distributed`.
+            The result is then that of one device with the global batch.
+            Without any of these it changes nothing.
         batch_size: The number of rows of every batch, 2 or more. `None` (the
             default): that of the first batch, training and inference counted
             apart. `"any"`: not checked, every size of 2 or more works.
@@ -106,7 +112,6 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         for name, wanted in (
             ('sampling="hardest"', sampling == "hardest"),
             ("symmetric=True", symmetric),
-            ("cross_replica=True", cross_replica),
         ):
             if wanted:
                 raise NotImplementedError(
@@ -176,35 +181,56 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             "sample_weight": sample_weight,
         }
         if engines.in_symbolic_call():
-            self._check(given)
+            if not replicas.shown_a_mean():
+                self._check(given)
             return self._shape_alone(query, candidate)
         given = arguments.to_tensors(**given)
         self._check(given)
         given = self._full(given, training)
         for name in ("query", "candidate"):
             given[name] = ops.cast(given[name], self._maths_dtype)
-        if self.num_negatives is None and not self.return_logits:
-            return walk.batch_loss(
-                temperature=self.temperature,
-                with_gradients=bool(training),
-                **given,
-            )
-        return self._from_logits(**given)
-
-    def _from_logits(self, query, candidate, sample_weight, **rules):
-        rows = ops.shape(query)[0]
-        scoring = scoring_lib.make(
-            rows, ops.shape(candidate)[0], query.dtype, **rules
-        )
-        query = query / self.temperature
-        if self.num_negatives is None:
-            result = logits.all_logits(query, candidate, scoring)
-        else:
+        uniform = None
+        if self.num_negatives is not None:
             uniform = keras.random.uniform(
                 (self.num_negatives,), seed=self.seed_generator
             )
-            shifts = logits.draw_shifts(self.num_negatives, rows, uniform)
-            result = logits.sampled_logits(query, candidate, scoring, shifts)
+        maths = self._from_logits
+        if self.num_negatives is None and not self.return_logits:
+            maths = functools.partial(self._from_walk, bool(training))
+        if self.cross_replica:
+            return replicas.run(maths, given, uniform)
+        return maths(given, ops.shape(given["query"])[0], uniform)
+
+    def _from_walk(self, with_gradients, given, in_batch, uniform):
+        return walk.batch_loss(
+            temperature=self.temperature,
+            with_gradients=with_gradients,
+            **given,
+        )
+
+    def _from_logits(self, given, in_batch, uniform):
+        """Returns the logits, or the losses that are computed from them.
+
+        Args:
+            given: The arguments of the call.
+            in_batch: How many candidates are in-batch ones: one per row, and
+                with `cross_replica=True` per row of the global batch.
+            uniform: (N,) random numbers that choose the negatives, or None.
+        """
+        given = dict(given)
+        query, candidate = given.pop("query"), given.pop("candidate")
+        sample_weight = given.pop("sample_weight")
+        scoring = scoring_lib.make(
+            ops.shape(query)[0], ops.shape(candidate)[0], query.dtype, **given
+        )
+        query = query / self.temperature
+        if uniform is None:
+            result = logits.all_logits(query, candidate, scoring, in_batch)
+        else:
+            shifts = logits.draw_shifts(self.num_negatives, in_batch, uniform)
+            result = logits.sampled_logits(
+                query, candidate, scoring, shifts, in_batch
+            )
         if self.return_logits:
             return result
         losses = scoring_lib.cross_entropy_with_first(result)
@@ -215,6 +241,8 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
     def _check(self, given):
         arguments.batch(**given)
         rows = given["query"].shape[0]
+        if isinstance(rows, int):
+            rows *= self._replicas
         if self.return_logits and given["sample_weight"] is not None:
             raise ValueError(
                 "`sample_weight` cannot be given to the layer with "
@@ -276,13 +304,21 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             shape = (rows, self._columns(rows, candidates))
         return keras.KerasTensor(shape, dtype=self._maths_dtype)
 
+    @property
+    def _replicas(self):
+        """How many replicas' candidates a row is scored against."""
+        return replicas.count() if self.cross_replica else 1
+
     def _columns(self, rows, candidates):
         """Returns 1 + K, or None where it depends on an unknown size."""
-        if self.num_negatives is None:
-            return candidates
-        if rows is None or candidates is None:
+        if candidates is None:
             return None
-        return 1 + self.num_negatives + candidates - rows
+        if self.num_negatives is None:
+            return candidates * self._replicas
+        if rows is None:
+            return None
+        extra = (candidates - rows) * self._replicas
+        return 1 + self.num_negatives + extra
 
     def save_own_variables(self, store):
         """Saves where the random shifts are, which Keras would not."""

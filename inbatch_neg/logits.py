@@ -32,16 +32,16 @@ def draw_shifts(num_negatives, rows, uniform):
 
 
 def rotated_scores(query, candidate, shifts):
-    """Returns (B, N) dot products of row i and candidate (i + shift) mod B.
+    """Returns (B, N) dot products of row i and candidate (i + shift) mod G.
 
     One rotation of the candidates is in memory at a time, in both passes.
 
     Args:
         query: (B, D).
-        candidate: (B, D).
+        candidate: (G, D), G of B or more.
         shifts: (N,) int32, any integers.
     """
-    shifts = ops.mod(shifts, ops.shape(query)[0])
+    shifts = ops.mod(shifts, ops.shape(candidate)[0])
 
     @ops.custom_gradient
     def scores_of(query, candidate):
@@ -58,11 +58,11 @@ def rotated_scores(query, candidate, shifts):
 
 def _dots(query, candidate, shifts):
     """Returns (N, B) dot products with the candidates of each rotation."""
-    twice = ops.concatenate([candidate, candidate])
     shape = ops.shape(query)
+    around = ops.concatenate([candidate, candidate[: shape[0]]])
 
     def visit(k, scores):
-        rotated = ops.slice(twice, (shifts[k], 0), shape)
+        rotated = ops.slice(around, (shifts[k], 0), shape)
         row = ops.sum(query * rotated, axis=1)
         return ops.slice_update(scores, (k, 0), row[None])
 
@@ -73,56 +73,59 @@ def _dots(query, candidate, shifts):
 
 def _rotated_sums(query, candidate, weights, shifts):
     """Returns the gradients of `_dots` for upstream `weights` (N, B)."""
-    twice_candidate = ops.concatenate([candidate, candidate])
-    twice_query = ops.concatenate([query, query])
-    twice_weights = ops.concatenate([weights, weights], axis=1)
     shape = ops.shape(query)
     rows = shape[0]
+    around = ops.concatenate([candidate, candidate[:rows]])
 
     def visit(k, sums):
-        d_query, d_candidate = sums
-        shift = shifts[k]
+        d_query, d_around = sums
+        start = (shifts[k], 0)
         weight = weights[k][:, None]
-        rotated = ops.slice(twice_candidate, (shift, 0), shape)
-        # Candidate j was met by row j - shift.
-        back = rows - shift
-        met = ops.slice(twice_query, (back, 0), shape)
-        met_weight = ops.slice(twice_weights, (k, back), (1, rows))
+        rotated = ops.slice(around, start, shape)
+        met = ops.slice(d_around, start, shape) + weight * query
         return (
             d_query + weight * rotated,
-            d_candidate + ops.transpose(met_weight) * met,
+            ops.slice_update(d_around, start, met),
         )
 
-    zeros = ops.zeros_like(query)
-    return ops.fori_loop(0, ops.shape(shifts)[0], visit, (zeros, zeros))
+    zeros = (ops.zeros_like(query), ops.zeros_like(around))
+    d_query, d_around = ops.fori_loop(0, ops.shape(shifts)[0], visit, zeros)
+    # The first B candidates stand at both ends of `around`.
+    candidates = ops.shape(candidate)[0]
+    first = d_around[:rows] + d_around[candidates:]
+    return d_query, ops.concatenate([first, d_around[rows:candidates]])
 
 
-def sampled_logits(query, candidate, scoring, shifts):
-    """Returns (B, 1 + N + C - B) logits of negatives by rotation.
+def sampled_logits(query, candidate, scoring, shifts, in_batch):
+    """Returns (B, 1 + N + C - G) logits of negatives by rotation.
 
     Args:
         query: (B, D), already divided by the temperature.
         candidate: (C, D).
         scoring: The `Scoring` of the batch.
-        shifts: (N,) int32 in 1..B-1.
+        shifts: (N,) int32 in 1..G-1.
+        in_batch: Number of in-batch candidates G: B, or more where the batch
+            goes on elsewhere.
     """
     rows = ops.shape(query)[0]
-    scores = rotated_scores(query, candidate[:rows], shifts)
+    scores = rotated_scores(query, candidate[:in_batch], shifts)
     places = ops.arange(rows, dtype="int32")[:, None] + shifts[None, :]
-    return _assemble(query, candidate, scoring, scores, ops.mod(places, rows))
+    places = ops.mod(places, in_batch)
+    return _assemble(query, candidate, scoring, scores, places, in_batch)
 
 
-def all_logits(query, candidate, scoring):
+def all_logits(query, candidate, scoring, in_batch):
     """Returns (B, C) logits of every negative, in rotation order."""
     rows = ops.shape(query)[0]
-    places = ops.arange(rows, dtype="int32")
-    places = ops.mod(places[:, None] + places[None, 1:], rows)  # (B, B - 1)
-    scores = ops.matmul(query, ops.transpose(candidate[:rows]))
+    places = ops.arange(in_batch, dtype="int32")
+    places = places[:rows, None] + places[None, 1:]
+    places = ops.mod(places, in_batch)  # (B, G - 1)
+    scores = ops.matmul(query, ops.transpose(candidate[:in_batch]))
     scores = ops.take_along_axis(scores, places, axis=1)
-    return _assemble(query, candidate, scoring, scores, places)
+    return _assemble(query, candidate, scoring, scores, places, in_batch)
 
 
-def _assemble(query, candidate, scoring, scores, places):
+def _assemble(query, candidate, scoring, scores, places, in_batch):
     """Returns logits from the scores of the in-batch negatives at `places`."""
     rows = ops.shape(query)[0]
     own = ops.sum(query * candidate[:rows], axis=1, keepdims=True)
@@ -132,7 +135,10 @@ def _assemble(query, candidate, scoring, scores, places):
     parts = [own]
     for part, at in (
         (scores, lambda column: ops.take(column, places, axis=0)),
-        (_extra_scores(query, candidate), lambda column: column[rows:]),
+        (
+            _extra_scores(query, candidate, in_batch),
+            lambda column: column[in_batch:],
+        ),
     ):
         if part is None:
             continue
@@ -152,9 +158,9 @@ def _assemble(query, candidate, scoring, scores, places):
     return ops.concatenate(parts, axis=1)
 
 
-def _extra_scores(query, candidate):
-    """Returns (B, C - B) scores of the extra candidates, None if none."""
-    if candidate.shape[0] == query.shape[0]:
+def _extra_scores(query, candidate, in_batch):
+    """Returns (B, C - G) scores of the extra candidates, None if none."""
+    if isinstance(in_batch, int) and candidate.shape[0] == in_batch:
         return None
-    extra = candidate[ops.shape(query)[0] :]
+    extra = candidate[in_batch:]
     return ops.matmul(query, ops.transpose(extra))

@@ -57,7 +57,8 @@ def make(
         candidates: Number of candidates C, likewise.
         dtype: Of the scores.
         candidate_ids: (C,) integers or strings, or None.
-        query_ids: (B,) integers or strings, or None.
+        query_ids: integers or strings, or None: (B,), or more than B where
+            the candidates after the first B are positives of rows elsewhere.
         candidate_sampling_probability: (C,) in (0, 1], or None.
         candidate_mask: (C,) bool, or None.
     """
@@ -80,10 +81,12 @@ def make(
         column_codes = engines.dense_codes(candidate_ids)
         codes.append((column_codes[:rows], column_codes))
     if query_ids is not None:
-        row_codes = engines.dense_codes(query_ids)
+        positive_codes = engines.dense_codes(query_ids)
         # Extra candidates belong to no row's query; no code is -1.
-        extra = ops.full((candidates - rows,), -1, dtype="int32")
-        codes.append((row_codes, ops.concatenate([row_codes, extra])))
+        extra = candidates - ops.shape(positive_codes)[0]
+        extra = ops.full((extra,), -1, dtype="int32")
+        column_codes = ops.concatenate([positive_codes, extra])
+        codes.append((positive_codes[:rows], column_codes))
     return Scoring(column_bias, own_bias, tuple(codes), masked_columns)
 
 
