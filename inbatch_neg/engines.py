@@ -35,6 +35,22 @@ def dense_codes(ids):
     return tf.searchsorted(tf.sort(ids), ids)
 
 
+def top_k(scores, k):
+    """Returns the k highest scores of each row and their int32 places.
+
+    Of equal scores the one with the lower place comes first, which PyTorch
+    does not promise: there a row with more than k scores as high as its k-th
+    is sorted.
+    """
+    best, places = ops.top_k(scores, k)
+    if keras.backend.backend() == "torch":
+        fitting = (scores >= best[:, -1:]).sum(dim=1) > k
+        if bool(fitting.any()):
+            order = scores.sort(dim=1, descending=True, stable=True)
+            best, places = order.values[:, :k], order.indices[:, :k]
+    return best, ops.cast(places, "int32")
+
+
 def integer_ids(ids):
     """Returns the ids, strings as integers: 63 bits, equal ones stay so."""
     if keras.backend.standardize_dtype(ids.dtype) != "string":

@@ -6,6 +6,7 @@ is candidate (i + j) mod B), then the extra candidates.
 
 from keras import ops
 
+from inbatch_neg import hardest
 from inbatch_neg import scoring as scoring_lib
 
 
@@ -125,14 +126,28 @@ def all_logits(query, candidate, scoring, in_batch):
     return _assemble(query, candidate, scoring, scores, places, in_batch)
 
 
+def hardest_logits(query, candidate, scoring, count):
+    """Returns (B, 1 + N) logits of the N highest-scoring negatives.
+
+    The arguments are those of `hardest.hardest_scores`.
+    """
+    scores = hardest.hardest_scores(query, candidate, scoring, count)
+    return ops.concatenate(
+        [_own_scores(query, candidate, scoring), scores], axis=1
+    )
+
+
+def _own_scores(query, candidate, scoring):
+    """Returns (B, 1) scores of each row's own positive."""
+    positive = candidate[: ops.shape(query)[0]]
+    own = ops.sum(query * positive, axis=1, keepdims=True)
+    return own if scoring.own_bias is None else own + scoring.own_bias[:, None]
+
+
 def _assemble(query, candidate, scoring, scores, places, in_batch):
     """Returns logits from the scores of the in-batch negatives at `places`."""
-    rows = ops.shape(query)[0]
-    own = ops.sum(query * candidate[:rows], axis=1, keepdims=True)
-    if scoring.own_bias is not None:
-        own = own + scoring.own_bias[:, None]
     row_codes = [row[:, None] for row, _ in scoring.codes]
-    parts = [own]
+    parts = [_own_scores(query, candidate, scoring)]
     for part, at in (
         (scores, lambda column: ops.take(column, places, axis=0)),
         (
