@@ -66,8 +66,9 @@ def remembered(capacity, warmup_steps):
 SETTINGS = {
     "uncorrected": (1024, uncorrected),
     "exact": (1024, exact),
-    "estimated": (1024, estimated(10_000)),
-    "estimated-4": (1024, estimated(2_048, num_hashes=4)),
+    "estimated": (1024, estimated(10_000, num_hashes=4)),
+    "estimated-1": (1024, estimated(10_000)),
+    "estimated-small": (1024, estimated(2_048, num_hashes=4)),
     "memory": (1024, remembered(4_096, 96)),
     "small": (128, exact),
     "small-memory": (128, remembered(896, 767)),

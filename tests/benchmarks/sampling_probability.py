@@ -54,9 +54,25 @@ def estimates(layer, ids, rows=10_000):
     )
 
 
-def learn(layer, stream, steps):
-    for _ in range(steps):
-        layer(stream.batch(ROWS).astype("int32"), training=True)
+class Learner:
+    """Compiled training steps of a model that is nothing but the layer."""
+
+    def __init__(self, layer):
+        ids = keras.Input((), batch_size=ROWS, dtype="int32")
+        # Without a trainable weight there would be no training.
+        scale = keras.layers.Dense(1)
+        probability = keras.ops.expand_dims(layer(ids), -1)
+        self.model = keras.Model(ids, scale(probability))
+        self.model.compile("sgd", loss=lambda _, y: 0.0 * y)
+
+    def learn(self, stream, steps):
+        def batches():
+            for _ in range(steps):
+                ids = stream.batch(ROWS).astype("int32")
+                yield ids, np.zeros((ROWS, 1), "float32")
+
+        if steps:
+            self.model.fit(batches(), steps_per_epoch=steps, verbose=0)
 
 
 def errors(layer, stream):
@@ -84,7 +100,7 @@ def report_errors(steps):
             buckets, num_hashes=hashes
         )
         stream = Zipf(IDS, seed=0)
-        learn(layer, stream, steps)
+        Learner(layer).learn(stream, steps)
         columns.append(errors(layer, stream))
     print("buckets x hashes: mean |error|, mean log2(estimate / truth)")
     names = [f"{b:,} x {h}" for b, h in settings]
@@ -108,12 +124,12 @@ def report_shift(steps):
         layer = inbatch_neg.StreamingSamplingProbability(
             BUCKETS, learning_rate=rate, num_hashes=4
         )
-        stream = Zipf(IDS, seed=1)
-        learn(layer, stream, steps)
+        stream, learner = Zipf(IDS, seed=1), Learner(layer)
+        learner.learn(stream, steps)
         line = [f"{_half(layer, stream):.2f} before"]
         stream.shift()
         for previous, now in zip([0, *after], after):
-            learn(layer, stream, now - previous)
+            learner.learn(stream, now - previous)
             line.append(f"{_half(layer, stream):8.2f}")
         print(f"rate {rate:<4} " + "".join(line))
 
