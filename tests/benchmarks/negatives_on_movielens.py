@@ -62,7 +62,7 @@ def remembered(capacity, warmup_steps):
     return losses
 
 
-# Name: rows of a batch, losses. An epoch has 96 steps of 1024, 767 of 128.
+# Name: rows of a batch, losses. An epoch has 96 steps of 1024, 383 of 256.
 SETTINGS = {
     "uncorrected": (1024, uncorrected),
     "exact": (1024, exact),
@@ -70,8 +70,9 @@ SETTINGS = {
     "estimated-1": (1024, estimated(10_000)),
     "estimated-small": (1024, estimated(2_048, num_hashes=4)),
     "memory": (1024, remembered(4_096, 96)),
-    "small": (128, exact),
-    "small-memory": (128, remembered(896, 767)),
+    "memory-1": (1024, remembered(1_024, 96)),
+    "small": (256, exact),
+    "small-memory": (256, remembered(768, 383)),
 }
 
 
