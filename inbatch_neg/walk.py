@@ -150,14 +150,14 @@ def _walk(query, candidate, row_weight, scoring, wanted):
             if scoring.own_bias is not None:
                 own = own + chunks.of(scoring.own_bias, start)
             # Where the own share underflows, the largest share does not:
-            # log z_i + m_i = m_i - log max_j p_ij.
+            # log z_i = -log max_j p_ij. The difference of the scores comes
+            # first: beside a large one, the logarithm would be rounded.
             loss = ops.cond(
                 ops.all(own_share > _SMALL_SHARE),
                 lambda: -ops.log(own_share),
                 lambda: (
-                    ops.max(scores, axis=1)
+                    (ops.max(scores, axis=1) - own)
                     - ops.log(ops.max(share, axis=1))
-                    - own
                 ),
             )
             found["loss"] = ops.slice_update(found["loss"], (start,), loss)
