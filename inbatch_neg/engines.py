@@ -51,6 +51,25 @@ def top_k(scores, k):
     return best, ops.cast(places, "int32")
 
 
+def put_rows(tensor, start, rows):
+    """Returns `tensor` with these rows from `start` on; it is used up.
+
+    In a loop that owns the tensor. PyTorch would copy it every time.
+    """
+    if keras.backend.backend() == "torch":
+        tensor[start : start + rows.shape[0]] = rows
+        return tensor
+    rest = (0,) * (len(tensor.shape) - 1)
+    return ops.slice_update(tensor, (start, *rest), rows)
+
+
+def add_product(tensor, left, right):
+    """Returns `tensor` + `left` times `right`; `tensor` is used up."""
+    if keras.backend.backend() == "torch":
+        return tensor.addmm_(left, right)
+    return tensor + ops.matmul(left, right)
+
+
 def integer_ids(ids):
     """Returns the ids, strings as integers: 63 bits, equal ones stay so."""
     if keras.backend.standardize_dtype(ids.dtype) != "string":

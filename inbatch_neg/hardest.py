@@ -52,8 +52,8 @@ def _best(query, candidate, scoring, count):
             chunks.scores(start, own_too=False), count
         )
         return (
-            ops.slice_update(found[0], (start, 0), scores),
-            ops.slice_update(found[1], (start, 0), places),
+            engines.put_rows(found[0], start, scores),
+            engines.put_rows(found[1], start, places),
         )
 
     found = (
@@ -86,10 +86,8 @@ def _sums(query, candidate, upstream, places):
         part = chunks.of(query, start)
         part = ops.where(chunks.is_new(index), part, ops.zeros_like(part))
         return (
-            ops.slice_update(
-                d_query, (start, 0), ops.matmul(weights, candidate)
-            ),
-            d_candidate + ops.matmul(ops.transpose(part), weights),
+            engines.put_rows(d_query, start, ops.matmul(weights, candidate)),
+            engines.add_product(d_candidate, ops.transpose(part), weights),
         )
 
     found = (

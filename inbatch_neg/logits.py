@@ -6,7 +6,7 @@ is candidate (i + j) mod B), then the extra candidates.
 
 from keras import ops
 
-from inbatch_neg import hardest
+from inbatch_neg import engines, hardest
 from inbatch_neg import scoring as scoring_lib
 
 
@@ -65,7 +65,7 @@ def _dots(query, candidate, shifts):
     def visit(k, scores):
         rotated = ops.slice(around, (shifts[k], 0), shape)
         row = ops.sum(query * rotated, axis=1)
-        return ops.slice_update(scores, (k, 0), row[None])
+        return engines.put_rows(scores, k, row[None])
 
     count = ops.shape(shifts)[0]
     scores = ops.zeros((count, shape[0]), query.dtype)
@@ -86,7 +86,7 @@ def _rotated_sums(query, candidate, weights, shifts):
         met = ops.slice(d_around, start, shape) + weight * query
         return (
             d_query + weight * rotated,
-            ops.slice_update(d_around, start, met),
+            engines.put_rows(d_around, shifts[k], met),
         )
 
     zeros = (ops.zeros_like(query), ops.zeros_like(around))

@@ -18,6 +18,7 @@ language models by Wijmans et al. 2024 (arXiv 2411.09009).
 
 from keras import ops
 
+from inbatch_neg import engines
 from inbatch_neg import scoring as scoring_lib
 from inbatch_neg.chunks import Chunks
 
@@ -160,13 +161,11 @@ def _walk(query, candidate, row_weight, scoring, wanted):
                     - ops.log(ops.max(share, axis=1))
                 ),
             )
-            found["loss"] = ops.slice_update(found["loss"], (start,), loss)
+            found["loss"] = engines.put_rows(found["loss"], start, loss)
         weight = chunks.of(row_weight, start)[:, None]
         if "query" in wanted:
             update = weight * (ops.matmul(share, candidate) - positive)
-            found["query"] = ops.slice_update(
-                found["query"], (start, 0), update
-            )
+            found["query"] = engines.put_rows(found["query"], start, update)
         if "candidate" in wanted:
             # Rows of the chunk before must not count twice.
             pull = ops.where(
@@ -175,8 +174,8 @@ def _walk(query, candidate, row_weight, scoring, wanted):
                 ops.zeros_like(chunk_query),
             )
             # (D, R) by (R, C): the long side last is twice as fast on JAX.
-            found["candidate"] = found["candidate"] + ops.matmul(
-                ops.transpose(pull), share
+            found["candidate"] = engines.add_product(
+                found["candidate"], ops.transpose(pull), share
             )
         return found
 
