@@ -12,33 +12,25 @@ _FEWEST_ROWS = 128
 _MOST_ROWS = 512
 
 
-class Chunks:
-    """A batch of B rows and C candidates, cut into chunks of R rows.
+class RowChunks:
+    """B rows, cut into chunks of R.
 
     The last chunk ends with the last row, so where R does not divide B it
     begins among rows of the chunk before: see `is_new`.
 
     Args:
-        query: (B, D), already divided by the temperature.
-        candidate: (C, D), row i the positive of query i.
-        scoring: The `Scoring` of the batch.
+        rows: B, an int, or a scalar tensor if it is unknown.
+        most: The most rows of a chunk, an int.
 
     Attributes:
         size: R, an int, or a scalar tensor if B is unknown.
         count: Number of chunks, likewise.
     """
 
-    def __init__(self, query, candidate, scoring):
-        self._query = query
-        self._candidate = candidate
-        self._scoring = scoring
-        self._rows = ops.shape(query)[0]
-        most = _MOST_ROWS
-        if candidate.shape[0] is not None:
-            fitting = _CHUNK_FLOATS // candidate.shape[0]
-            most = min(max(fitting, _FEWEST_ROWS), most)
-        self.size = _minimum(self._rows, most)
-        self.count = -(-self._rows // self.size)
+    def __init__(self, rows, most):
+        self._rows = rows
+        self.size = _minimum(rows, most)
+        self.count = -(-rows // self.size)
 
     def start(self, index):
         """Returns the first row of a chunk."""
@@ -51,15 +43,38 @@ class Chunks:
             tensor, (start,) + (0,) * len(rest), (self.size, *rest)
         )
 
+    def numbers(self, start):
+        """Returns (R,) int32, the numbers of the rows in the chunk."""
+        return start + ops.arange(self.size, dtype="int32")
+
     def is_new(self, index):
         """Returns (R, 1) bools, False for the rows of the chunk before."""
-        row = self.start(index) + ops.arange(self.size, dtype="int32")
-        return row[:, None] >= index * self.size
+        return self.numbers(self.start(index))[:, None] >= index * self.size
+
+
+class Chunks(RowChunks):
+    """A batch of B rows and C candidates, cut into chunks of rows.
+
+    Args:
+        query: (B, D), already divided by the temperature.
+        candidate: (C, D), row i the positive of query i.
+        scoring: The `Scoring` of the batch.
+    """
+
+    def __init__(self, query, candidate, scoring):
+        self._query = query
+        self._candidate = candidate
+        self._scoring = scoring
+        most = _MOST_ROWS
+        if candidate.shape[0] is not None:
+            fitting = _CHUNK_FLOATS // candidate.shape[0]
+            most = min(max(fitting, _FEWEST_ROWS), most)
+        super().__init__(ops.shape(query)[0], most)
 
     def own_places(self, start):
         """Returns (R, 2) int32, the places of the positives in the chunk."""
         row = ops.arange(self.size, dtype="int32")
-        return ops.stack([row, row + start], axis=1)
+        return ops.stack([row, self.numbers(start)], axis=1)
 
     def scores(self, start, own_too):
         """Returns (R, C) scores, `MASKED` where they are left out.
