@@ -2,6 +2,7 @@
 
 from keras import ops
 
+from inbatch_neg import engines
 from inbatch_neg import scoring as scoring_lib
 
 # Floats in one chunk of scores, and the rows that it may have. More rows make
@@ -85,7 +86,7 @@ class Chunks(RowChunks):
                 left out.
         """
         query = self.of(self._query, start)
-        scores = ops.matmul(query, ops.transpose(self._candidate))
+        scores = engines.product(query, ops.transpose(self._candidate))
         scoring = self._scoring
         if scoring.column_bias is not None:
             scores = scores + scoring.column_bias

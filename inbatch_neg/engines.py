@@ -63,11 +63,21 @@ def put_rows(tensor, start, rows):
     return ops.slice_update(tensor, (start, *rest), rows)
 
 
+def product(left, right):
+    """Returns the matrix product, in the dtype of both.
+
+    Keras' own returns float32 for float64 on PyTorch.
+    """
+    if keras.backend.backend() == "torch":
+        return left @ right
+    return ops.matmul(left, right)
+
+
 def add_product(tensor, left, right):
     """Returns `tensor` + `left` times `right`; `tensor` is used up."""
     if keras.backend.backend() == "torch":
         return tensor.addmm_(left, right)
-    return tensor + ops.matmul(left, right)
+    return tensor + product(left, right)
 
 
 def integer_ids(ids):

@@ -86,7 +86,9 @@ def _sums(query, candidate, upstream, places):
         part = chunks.of(query, start)
         part = ops.where(chunks.is_new(index), part, ops.zeros_like(part))
         return (
-            engines.put_rows(d_query, start, ops.matmul(weights, candidate)),
+            engines.put_rows(
+                d_query, start, engines.product(weights, candidate)
+            ),
             engines.add_product(d_candidate, ops.transpose(part), weights),
         )
 

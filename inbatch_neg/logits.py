@@ -158,7 +158,7 @@ def all_logits(query, candidate, scoring, in_batch):
     places = ops.arange(in_batch, dtype="int32")
     places = places[:rows, None] + places[None, 1:]
     places = ops.mod(places, in_batch)  # (B, G - 1)
-    scores = ops.matmul(query, ops.transpose(candidate[:in_batch]))
+    scores = engines.product(query, ops.transpose(candidate[:in_batch]))
     scores = ops.take_along_axis(scores, places, axis=1)
     return _assemble(query, candidate, scoring, scores, places, in_batch)
 
@@ -215,4 +215,4 @@ def _extra_scores(query, candidate, in_batch):
     if isinstance(in_batch, int) and candidate.shape[0] == in_batch:
         return None
     extra = candidate[in_batch:]
-    return ops.matmul(query, ops.transpose(extra))
+    return engines.product(query, ops.transpose(extra))

@@ -66,11 +66,10 @@ def make(
     codes = []
     if candidate_sampling_probability is not None:
         # The correction of Yi et al. 2019: the score minus log q.
+        probability = ops.cast(candidate_sampling_probability, dtype)
+        smallest = constant(SMALLEST_PROBABILITY, dtype)
         column_bias = -ops.log(
-            ops.maximum(
-                ops.cast(candidate_sampling_probability, dtype),
-                constant(SMALLEST_PROBABILITY, dtype),
-            )
+            ops.where(probability > smallest, probability, smallest)
         )
         column_bias = ops.stop_gradient(column_bias)
         own_bias = column_bias[:rows]

@@ -130,6 +130,7 @@ def _walk(query, candidate, row_weight, scoring, wanted):
     rows, dimensions = ops.shape(query)
     candidates = ops.shape(candidate)[0]
     chunks = Chunks(query, candidate, scoring)
+    weighted = row_weight[:, None] * query
 
     def visit(index, found):
         start = chunks.start(index)
@@ -155,7 +156,8 @@ def _walk(query, candidate, row_weight, scoring, wanted):
             # first: beside a large one, the logarithm would be rounded.
             loss = ops.cond(
                 ops.all(own_share > _SMALL_SHARE),
-                lambda: -ops.log(own_share),
+                # From 0, or a loss of 0 would be -0.
+                lambda: 0.0 - ops.log(own_share),
                 lambda: (
                     (ops.max(scores, axis=1) - own)
                     - ops.log(ops.max(share, axis=1))
@@ -164,32 +166,30 @@ def _walk(query, candidate, row_weight, scoring, wanted):
             found["loss"] = engines.put_rows(found["loss"], start, loss)
         weight = chunks.of(row_weight, start)[:, None]
         if "query" in wanted:
-            update = weight * (ops.matmul(share, candidate) - positive)
+            update = weight * (engines.product(share, candidate) - positive)
             found["query"] = engines.put_rows(found["query"], start, update)
         if "candidate" in wanted:
             # Rows of the chunk before must not count twice.
-            pull = ops.where(
-                chunks.is_new(index),
-                weight * chunk_query,
-                ops.zeros_like(chunk_query),
-            )
+            pull = chunks.of(weighted, start)
+            pull = ops.where(chunks.is_new(index), pull, ops.zeros_like(pull))
             # (D, R) by (R, C): the long side last is twice as fast on JAX.
             found["candidate"] = engines.add_product(
                 found["candidate"], ops.transpose(pull), share
             )
         return found
 
-    shapes = {
-        "loss": (rows,),
-        "query": (rows, dimensions),
-        "candidate": (dimensions, candidates),
-    }
-    found = {name: ops.zeros(shapes[name], query.dtype) for name in wanted}
-    found = ops.fori_loop(0, chunks.count, visit, found)
+    found = {}
+    if "loss" in wanted:
+        found["loss"] = ops.zeros((rows,), query.dtype)
+    if "query" in wanted:
+        found["query"] = ops.zeros_like(query)
     if "candidate" in wanted:
-        # A row's positive is the candidate of its own number.
+        # A row's positive is the candidate of its own number. A row without
+        # negatives has p = 1 there, and the difference is 0: exactly, but for
+        # one chunk on JAX, which fuses product and difference (1 ulp then).
         extra = ops.zeros((candidates - rows, dimensions), query.dtype)
-        pulled = ops.concatenate([row_weight[:, None] * query, extra])
-        found = dict(found)
-        found["candidate"] = ops.transpose(found["candidate"]) - pulled
+        found["candidate"] = -ops.transpose(ops.concatenate([weighted, extra]))
+    found = dict(ops.fori_loop(0, chunks.count, visit, found))
+    if "candidate" in wanted:
+        found["candidate"] = ops.transpose(found["candidate"])
     return found

@@ -153,3 +153,11 @@ def small_chunks(monkeypatch, rows=4):
 
     monkeypatch.setattr(chunks, "_FEWEST_ROWS", 1)
     monkeypatch.setattr(chunks, "_MOST_ROWS", rows)
+
+
+def only_on(*backends):
+    """A test of what the contract has on these backends alone.
+
+    Elsewhere it does not exist, so that no test is ever skipped.
+    """
+    return lambda test: test if BACKEND in backends else None

@@ -6,6 +6,7 @@ import pytest
 
 import inbatch_neg
 from inbatch_neg import CrossBatchMemory, InBatchNegativeSoftmax
+from tests.helpers import only_on
 
 BACKEND = keras.backend.backend()
 
@@ -389,7 +390,7 @@ def test_half_precision_towers():
         )
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="sizes are known")
+@only_on("tensorflow")
 def test_unknown_number_of_rows_and_xla():
     import tensorflow as tf
 
@@ -423,7 +424,7 @@ def test_unknown_number_of_rows_and_xla():
         unknown(np.zeros((7, 3), "float32"), np.arange(7, dtype="int32"))
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has them")
+@only_on("tensorflow")
 def test_string_ids():
     memory = CrossBatchMemory(3)
     query = candidate = np.eye(3, dtype="float32")

@@ -54,7 +54,11 @@ def test_each_rule_over_several_chunks(monkeypatch, names, candidates):
 
 @pytest.mark.parametrize("rows, candidates", [(2, 2), (5, 9), (700, 700)])
 def test_every_size(rows, candidates):
-    check({**batch_of(rows, candidates), "temperature": np.float32(0.5)})
+    # Of two rows one has p = 1 - 5e-4: a gradient in which p - 1 has lost
+    # four of its seven digits, in any float32 formula.
+    tolerance = 3e-4 if rows == 2 else 2e-5
+    batch = {**batch_of(rows, candidates), "temperature": np.float32(0.5)}
+    check(batch, tolerance=tolerance)
 
 
 def test_rows_that_are_no_multiple_of_the_chunk():
@@ -230,8 +234,13 @@ def test_every_negative_masked(rules, scale):
         lambda **t: ops.in_batch_softmax_loss(**t, **rules),
         {**vectors, **weight},
     )
-    for result in (value, *gradients.values()):
-        np.testing.assert_array_equal(result, 0.0)
+    np.testing.assert_array_equal(value, 0.0)
+    # XLA fuses w q - w q in one rounding: what is left is that of w q.
+    ulp = np.finfo("float32").eps * np.abs(vectors["query"]).max()
+    weights = batch["sample_weight"].max()
+    for gradient in gradients.values():
+        limit = ulp * weights if BACKEND == "jax" else 0.0
+        assert np.abs(gradient).max() <= limit
 
 
 def loss_of_probability(*q):
