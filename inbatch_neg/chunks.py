@@ -8,7 +8,7 @@ from inbatch_neg import scoring as scoring_lib
 # Floats in one chunk of scores, and the rows that it may have. More rows make
 # better matrix products and fewer updates of the candidates' gradient; a
 # larger chunk falls out of the cache.
-_CHUNK_FLOATS = 2**24
+_CHUNK_FLOATS = 2**21
 _FEWEST_ROWS = 128
 _MOST_ROWS = 512
 

@@ -53,38 +53,62 @@ def test_the_command_line_trains_evaluates_and_draws(
     picture = tmp_path / "recall.png"
     options = ["--epochs", "1", "--batch-size", "32", "--plot", str(picture)]
     results = movielens.main(["--data", str(folder), *options])
-    titles = [r.title for r in movielens.RECIPES.values()]
+    titles = [
+        movielens.RECIPES[name].title for name in movielens.DEFAULT_RECIPES
+    ]
     assert list(results) == ["popularity", *titles]
     for title in titles:
-        epoch, recall, ndcg = results[title]
+        ((epoch, recall, ndcg, _),) = results[title]
         assert epoch == 1
         assert 0 < ndcg < recall <= 1
     out = capsys.readouterr().out
     assert "480 ratings of 40 users and 40 items" in out
-    for title, (_, recall, ndcg) in results.items():
+    for title, ((_, recall, ndcg, _),) in results.items():
         (line,) = (x for x in out.splitlines() if x.startswith(title))
         assert f"{recall:.3f}" in line and f"{ndcg:.3f}" in line
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_recipe_learns_the_two_groups(movielens, data, folder):
+NAMES = (
+    *("recipe", "streaming", "memory", "hardest"),
+    *("symmetric", "mixed", "learned"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_learns_the_two_groups(
+    movielens, data, folder, monkeypatch, name
+):
+    if name == "hardest":  # of 32 rows there are no 256 negatives
+        recipes = sys.modules["movielens_recipes"]
+        corrected = recipes.corrected
+        monkeypatch.setattr(
+            recipes,
+            "corrected",
+            lambda pairs, **a: corrected(pairs, **{**a, "num_negatives": 16}),
+        )
     split = data.split_last_two(data.load_ratings(folder))
-    popular = np.tile(split.probability, (split.num_users, 1))
-    evaluation = movielens.train(
-        movielens.RECIPES["recipe"], split, epochs=4, batch_size=32
+    history = movielens.train(
+        movielens.RECIPES[name], split, epochs=10, batch_size=32
     )
-    assert len(evaluation.test) == 4
     # Of their group's 20 items a user has not seen 9 or 10, so a model that
     # knows the groups finds all of them.
-    assert evaluation.test[-1][0] > 0.95
-    assert movielens.evaluate(split, popular)[1][0] < 0.7
+    assert max(history["test_recall@10"]) > 0.95
+    assert movielens.popularity(split)[0] < 0.7
 
 
-def test_a_named_recipe_runs_alone(movielens, folder, tmp_path):
+def test_named_recipes_and_seeds(movielens, folder, tmp_path, capsys):
     options = ["--epochs", "1", "--batch-size", "32", "--recipe", "plain"]
-    options += ["--plot", str(tmp_path / "recall.png")]
+    options += ["--plot", str(tmp_path / "recall.png"), "--seeds", "2"]
     results = movielens.main(["--data", str(folder), *options])
-    assert list(results) == ["popularity", "dot product, temperature 1"]
+    title = "dot product, temperature 1"
+    assert list(results) == ["popularity", title]
+    (_, first, *_), (_, second, *_) = results[title]
+    assert first != second
+    spread = np.std([first, second], ddof=1)
+    assert f"{(first + second) / 2:.3f} +- {spread:.3f}" in (
+        capsys.readouterr().out
+    )
 
 
 def test_an_unknown_recipe_lists_the_known(movielens, capsys):
@@ -149,27 +173,19 @@ def test_split_refuses_what_it_cannot_hold_out(data, rows, message):
         data.split_last_two(np.array(rows))
 
 
-def test_ties_and_nan_are_ahead_of_the_target_and_seen_items_are_not(
-    movielens,
-):
-    scores = np.array(
-        [
-            [1.0, 2.0, 3.0, 4.0],
-            [5.0, 5.0, 5.0, 5.0],
-            [9.0, 1.0, 2.0, np.nan],
-            [np.nan, np.nan, np.nan, np.nan],
-        ]
+def figures(movielens, split, items, users=None):
+    """Returns the validation and the test figures of vectors."""
+    users = np.ones((split.num_users, 1)) if users is None else users
+    pair = movielens.evaluations(
+        split, None, None, users.astype("float32"), items.astype("float32")
     )
-    seen = np.zeros((4, 4), bool)
-    seen[0, 3] = seen[1, 0] = True
-    targets = np.array([1, 1, 0, 2])
-    assert movielens.ranks(scores, seen, targets).tolist() == [1, 2, 1, 3]
+    return [(e()["recall@10"], e()["ndcg@10"]) for e in pair]
 
 
 def test_a_collapsed_model_has_no_recall(movielens, data, folder):
     split = data.split_last_two(data.load_ratings(folder))
-    for metrics in movielens.evaluate(split, np.ones((40, 40))):
-        assert metrics == (0.0, 0.0)
+    for found in figures(movielens, split, np.ones((40, 1))):
+        assert found == (0.0, 0.0)
 
 
 def test_validation_items_are_candidates_until_the_test(movielens, data):
@@ -184,29 +200,34 @@ def test_validation_items_are_candidates_until_the_test(movielens, data):
     # In the order 0, 1, 3..10, 2, 11...: ahead of 1 is only the seen 0;
     # ahead of 2 are 3..10, and 1 if it were not seen by then.
     order = [0, 1, *range(3, 11), 2, 11, 12, 13]
-    scores = np.empty((1, 14))
-    scores[0, order] = -np.arange(14)
-    validation, test = movielens.evaluate(split, scores)
+    scores = np.empty((14, 1))
+    scores[order, 0] = -np.arange(14)
+    validation, test = figures(movielens, split, scores)
     assert validation == (1.0, 1.0)
     assert test == (1.0, pytest.approx(1 / np.log2(8 + 2)))
     # The test item is a candidate among others while validating.
-    scores[0, 2] = 1.0
-    validation, test = movielens.evaluate(split, scores)
+    scores[2, 0] = 1.0
+    validation, test = figures(movielens, split, scores)
     assert validation == (1.0, pytest.approx(1 / np.log2(1 + 2)))
     assert test == (1.0, 1.0)
 
 
-def test_recall_and_ndcg_by_hand(movielens):
-    recall, ndcg = movielens.recall_and_ndcg(np.array([0, 2, 9, 10]))
-    assert recall == 0.75
-    assert ndcg == pytest.approx((1 + 1 / 2 + 1 / np.log2(11)) / 4)
-
-
 def test_the_epoch_is_chosen_on_validation_ndcg(movielens):
-    evaluation = movielens.Evaluation(None, None)
-    evaluation.validation = [(0.9, 0.1), (0.2, 0.3), (0.3, 0.2)]
-    evaluation.test = [(0.1, 0.9), (0.5, 0.1), (0.9, 0.9)]
-    assert evaluation.best_epoch == 1
+    history = {
+        "val_ndcg@10": [0.1, 0.3, 0.2],
+        "val_recall@10": [0.9, 0.2, 0.3],
+        "test_ndcg@10": [0.9, 0.1, 0.9],
+    }
+    assert movielens.chosen(history) == 1
+
+
+def test_training_stops_early(movielens, data, folder):
+    split = data.split_last_two(data.load_ratings(folder))
+    recipe = movielens.RECIPES["recipe"]
+    history = movielens.train(recipe, split, epochs=60, batch_size=32)
+    epochs = len(history["val_ndcg@10"])
+    assert epochs < 60
+    assert epochs == movielens.chosen(history) + 1 + 8
 
 
 def test_a_folder_without_data_is_named(data, tmp_path):
