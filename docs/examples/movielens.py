@@ -1,13 +1,15 @@
 """Trains two-tower models on MovieLens-100K and compares their recall.
 
     pip install "inbatch_neg[examples]"
-    python movielens.py                  # the four rows of the table
-    python movielens.py --recipe recipe  # one model, and popularity
+    python movielens.py                        # four rows of the table
+    python movielens.py --recipe memory mixed  # others, and popularity
+    python movielens.py --recipe plain recipe --seeds 5  # mean and deviation
 
 Every rating is a positive. A user's last item is for test, the last but one
 for validation, as `movielens_data.py` tells. Each is ranked against all items
 that the user has not rated before; an item with the same score is ahead of it.
-The epoch is chosen by NDCG@10 on the validation items.
+Training ends when NDCG@10 on the validation items no longer rises, and goes
+back to the best epoch; the test items are looked at once, after that.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+from keras import ops
 from matplotlib.figure import Figure
 from movielens_data import load_ratings, size, split_last_two
 from tqdm import tqdm
@@ -25,7 +28,8 @@ import inbatch_neg
 
 DIMENSIONS = 64
 LEARNING_RATE = 1e-2
-TOP = 10
+PATIENCE = 5  # epochs without a better NDCG
+FIGURES = ("recall@10", "ndcg@10")
 
 
 # The recipes: from a batch of pairs to its losses.
@@ -39,6 +43,8 @@ class Pairs(NamedTuple):
     probability: Any  # (B,), how likely the item is in a row of the data
     user: Any  # (B, DIMENSIONS), from the user tower
     item: Any  # (B, DIMENSIONS), from the item tower
+    item_tower: Any  # from ids to vectors
+    frequency: np.ndarray  # (items,), the probability of every item
     seed: int
 
 
@@ -63,9 +69,10 @@ def rotation(pairs):
     return softmax(pairs.user, pairs.item)
 
 
-def corrected(pairs):
+def corrected(pairs, **options):
     """Low temperature; log q corrected; no positive is a negative."""
-    softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=0.2)
+    options = {"temperature": 0.2, **options}
+    softmax = inbatch_neg.InBatchNegativeSoftmax(**options)
     return softmax(
         pairs.user,
         pairs.item,
@@ -75,10 +82,91 @@ def corrected(pairs):
     )
 
 
+# The others are the same but for one thing.
+
+
+def streaming(pairs):
+    """Probabilities that are estimated while training, not counted before."""
+    estimate = inbatch_neg.StreamingSamplingProbability(10_000, num_hashes=4)
+    return corrected(pairs._replace(probability=estimate(pairs.item_id)))
+
+
+def memory(pairs):
+    """The last 4096 items of earlier batches too, after the first epoch."""
+    stored = inbatch_neg.CrossBatchMemory(4096, warmup_steps=96)
+    softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=0.2)
+    return softmax(
+        pairs.user,
+        query_ids=pairs.user_id,
+        **stored(
+            pairs.item,
+            candidate_ids=pairs.item_id,
+            candidate_sampling_probability=pairs.probability,
+        ),
+    )
+
+
+def hardest(pairs):
+    """The 100 negatives of the highest scores."""
+    return corrected(pairs, num_negatives=100, sampling="hardest")
+
+
+def symmetric(pairs):
+    """The softmax over the users of an item too."""
+    return corrected(pairs, symmetric=True)
+
+
+def learned(pairs):
+    """The temperature is learned."""
+    return corrected(pairs, temperature="learned")
+
+
+class WithUniformItems(keras.layers.Layer):
+    """Appends uniformly drawn items to those of the batch.
+
+    Returns their ids (B + count,), and how likely each is in one of these
+    B + count places: "Mixed negative sampling", Yang et al. 2020 (WWW).
+    """
+
+    def __init__(self, count, frequency, seed=None):
+        super().__init__()
+        self.count, self.frequency = count, frequency.astype("float32")
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, item_id):
+        """Draws anew at every step."""
+        num_items = len(self.frequency)
+        drawn = keras.random.randint(
+            (self.count,), 0, num_items, "int32", self.seed_generator
+        )
+        ids = ops.concatenate([item_id, drawn])
+        rows = ops.cast(ops.shape(item_id)[0], "float32")
+        expected = rows * ops.take(self.frequency, ids) + self.count / num_items
+        return ids, expected / (rows + self.count)
+
+
+def mixed(pairs):
+    """1024 uniformly drawn items are negatives too."""
+    ids, probability = WithUniformItems(1024, pairs.frequency, pairs.seed)(
+        pairs.item_id
+    )
+    return corrected(
+        pairs._replace(
+            item=pairs.item_tower(ids), item_id=ids, probability=probability
+        )
+    )
+
+
 RECIPES = {
     "plain": Recipe("dot product, temperature 1", plain, unit_length=False),
     "rotation": Recipe("rotation, 10 negatives", rotation),
     "recipe": Recipe("unit length, 0.2, log q, masks", corrected),
+    "streaming": Recipe("... q estimated while training", streaming),
+    "memory": Recipe("... and a memory of 4096", memory),
+    "hardest": Recipe("... the hardest 100 alone", hardest),
+    "symmetric": Recipe("... in both directions", symmetric),
+    "mixed": Recipe("... and 1024 uniform negatives", mixed),
+    "learned": Recipe("... temperature learned", learned),
 }
 DEFAULT_RECIPES = ("plain", "rotation", "recipe")
 
@@ -94,22 +182,41 @@ def tower(name, num_ids, unit_length):
     return keras.Sequential(layers, name=name)
 
 
-def build(recipe, num_users, num_items, seed):
-    """Returns the model of a recipe, from rows to losses (B,)."""
-    user_tower = tower("user", num_users, recipe.unit_length)
-    item_tower = tower("item", num_items, recipe.unit_length)
+def build(recipe, split, seed):
+    """Returns the model from rows to losses (B,), and its two towers."""
+    user_tower = tower("user", split.num_users, recipe.unit_length)
+    item_tower = tower("item", split.num_items, recipe.unit_length)
     user_id = keras.Input((), dtype="int32", name="user_id")
     item_id = keras.Input((), dtype="int32", name="item_id")
     probability = keras.Input((), dtype="float32", name="probability")
-    user, item = user_tower(user_id), item_tower(item_id)
-    pairs = Pairs(user_id, item_id, probability, user, item, seed)
-    return keras.Model([user_id, item_id, probability], recipe.losses(pairs))
+    pairs = Pairs(
+        user_id,
+        item_id,
+        probability,
+        user_tower(user_id),
+        item_tower(item_id),
+        item_tower,
+        split.probability,
+        seed,
+    )
+    model = keras.Model([user_id, item_id, probability], recipe.losses(pairs))
+    return model, user_tower, item_tower
+
+
+class Result(NamedTuple):
+    """What came of one training."""
+
+    epoch: int  # the best on the validation items, from 1
+    recall: float  # on the test items
+    ndcg: float
+    seconds: float  # of an epoch, the median
+    validation: list  # Recall@10 of every epoch
 
 
 def train(recipe, split, epochs=20, batch_size=1024, seed=0):
-    """Trains one recipe and returns its `Evaluation` of every epoch."""
+    """Trains one recipe and returns its `Result`."""
     keras.utils.set_random_seed(seed)
-    model = build(recipe, split.num_users, split.num_items, seed)
+    model, user_tower, item_tower = build(recipe, split, seed)
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
         loss=inbatch_neg.InBatchNegativeLoss(),
@@ -122,112 +229,148 @@ def train(recipe, split, epochs=20, batch_size=1024, seed=0):
     batches = inbatch_neg.full_batches(
         rows, batch_size, shuffle=True, seed=seed
     )
+    validation, test = evaluations(
+        split,
+        np.arange(split.num_users),
+        np.arange(split.num_items),
+        user_tower,
+        item_tower,
+    )
+    stopping = keras.callbacks.EarlyStopping(
+        monitor="val_ndcg@10",
+        mode="max",
+        patience=PATIENCE,
+        restore_best_weights=True,
+    )
     with tqdm(total=epochs, desc=recipe.title, unit="epoch") as bar:
-        evaluation = Evaluation(split, bar)
-        model.fit(
+        progress = Progress(bar)
+        history = model.fit(
             batches,
             epochs=epochs,
             shuffle=False,  # the batches are shuffled already
             verbose=0,
-            callbacks=[evaluation],
-        )
-    return evaluation
+            callbacks=[validation, stopping, progress],
+        ).history
+    found = test()
+    return Result(
+        stopping.best_epoch + 1,
+        *(found[name] for name in FIGURES),
+        float(np.median(progress.seconds)),
+        history["val_recall@10"],
+    )
+
+
+class Progress(keras.callbacks.Callback):
+    """Moves the bar, and keeps the seconds of each epoch."""
+
+    def __init__(self, bar):
+        super().__init__()
+        self.bar, self.seconds = bar, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock."""
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Shows how it goes."""
+        self.seconds.append(time.perf_counter() - self.started)
+        shown = {name: logs[name] for name in ("loss", "val_ndcg@10")}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
 
 
 # The evaluation.
 
 
-class Evaluation(keras.callbacks.Callback):
-    """Ranks the held-out items after every epoch.
-
-    Attributes:
-        validation: (recall, ndcg) of each epoch on the validation items.
-        test: The same on the test items.
-    """
-
-    def __init__(self, split, bar):
-        super().__init__()
-        self.split, self.bar = split, bar
-        self.validation, self.test = [], []
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Records the metrics and moves the progress bar."""
-        users = self.model.get_layer("user")(np.arange(self.split.num_users))
-        items = self.model.get_layer("item")(np.arange(self.split.num_items))
-        users, items = map(keras.ops.convert_to_numpy, (users, items))
-        validation, test = evaluate(self.split, users @ items.T)
-        self.validation.append(validation)
-        self.test.append(test)
-        self.bar.set_postfix(
-            {"loss": logs["loss"], f"val NDCG@{TOP}": validation[1]}, False
-        )
-        self.bar.update()
-
-    @property
-    def best_epoch(self):
-        """The epoch, from 0, with the best NDCG on the validation items."""
-        return int(np.argmax([ndcg for _, ndcg in self.validation]))
-
-
-def evaluate(split, scores):
-    """Returns (recall, ndcg) of the validation and of the test items.
+def evaluations(split, users, items, user_tower=None, item_tower=None):
+    """Returns the evaluations on the validation and on the test items.
 
     Args:
         split: The `Split`.
-        scores: (num_users, num_items), of every item for every user.
+        users: What the user tower takes, or vectors, of all users.
+        items: The same for the items.
+        user_tower: Model from `users` to vectors. None: they are vectors.
+        item_tower: The same for the items.
     """
-    everyone = np.arange(split.num_users)
-    seen = np.zeros(scores.shape, bool)
-    seen[split.users, split.items] = True
-    validation = recall_and_ndcg(ranks(scores, seen, split.validation))
-    seen[everyone, split.validation] = True
-    return validation, recall_and_ndcg(ranks(scores, seen, split.test))
+    pairs = zip(split.seen, split.validation)
+    seen_by_test = [[*seen, item] for seen, item in pairs]
+    return [
+        inbatch_neg.RetrievalEvaluation(
+            user_tower,
+            item_tower,
+            users,
+            targets,
+            items,
+            seen=seen,
+            k=10,
+            verbose=0,
+        )
+        for targets, seen in (
+            (split.validation, split.seen),
+            (split.test, seen_by_test),
+        )
+    ]
 
 
-def ranks(scores, seen, targets):
-    """Returns (users,) numbers of unseen items ahead of each user's target.
-
-    Items of the same score are ahead, or a model that gives every item the
-    same score would be perfect; so is whatever is not a number.
-    """
-    everyone = np.arange(len(targets))
-    own = scores[everyone, targets][:, None]
-    ahead = ~(scores < own) & ~seen
-    ahead[everyone, targets] = False
-    return ahead.sum(axis=1)
-
-
-def recall_and_ndcg(ranks):
-    """Returns Recall@10 and NDCG@10 of ranks (users,), 0 the best."""
-    hit = ranks < TOP
-    return float(np.mean(hit)), float(np.mean(hit / np.log2(ranks + 2.0)))
+def popularity(split):
+    """Returns the `Result` of the most frequent items for everybody."""
+    validation, test = evaluations(
+        split, np.ones((split.num_users, 1)), split.probability[:, None]
+    )
+    recall = validation()["recall@10"]
+    found = test()
+    return Result(0, *(found[name] for name in FIGURES), 0.0, [recall])
 
 
 # The report.
 
 
 def table(results):
-    """Returns the final table of {title: (epoch, recall, ndcg)}."""
+    """Returns the final table of {title: list of `Result`, one a seed}."""
     width = max(map(len, results))
-    lines = [f"{'on the test items':{width}}  Recall@{TOP}  NDCG@{TOP}  epoch"]
-    for title, (epoch, recall, ndcg) in results.items():
-        lines.append(f"{title:{width}}  {recall:9.3f}  {ndcg:7.3f}  {epoch:>5}")
+    seeds = max(map(len, results.values()))
+    cell = 15 if seeds > 1 else 9
+    names = ("Recall@10", "NDCG@10")
+    lines = [
+        f"{'on the test items':{width}}  "
+        + "  ".join(f"{name:>{cell}}" for name in names)
+        + "  epoch  s/epoch"
+    ]
+    for title, runs in results.items():
+        epoch, recall, ndcg, seconds = zip(*(run[:4] for run in runs))
+        line = f"{title:{width}}"
+        for values in (recall, ndcg):
+            line += f"  {spread(values):>{cell}}"
+        if np.any(epoch):
+            line += f"  {np.mean(epoch):5.3g}  {np.median(seconds):7.2f}"
+        lines.append(line)
     return "\n".join(lines)
 
 
-def plot(path, evaluations, popularity):
-    """Saves a picture of Recall@10 by epoch, a line per model."""
+def spread(values):
+    """Returns the mean, and the deviation if there are several values."""
+    text = f"{np.mean(values):.3f}"
+    if len(values) > 1:
+        text += f" +- {np.std(values, ddof=1):.3f}"
+    return text
+
+
+def plot(path, results):
+    """Saves a picture of Recall@10 by epoch, a line per recipe."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for title, evaluation in evaluations.items():
-        recalls = [recall for recall, _ in evaluation.test]
-        epochs = np.arange(1, len(recalls) + 1)
-        best = evaluation.best_epoch
-        (line,) = axes.plot(epochs, recalls, label=title)
-        axes.plot(epochs[best], recalls[best], "o", color=line.get_color())
-    axes.axhline(popularity, color="gray", linestyle=":", label="popularity")
-    axes.set(xlabel="epoch", ylabel=f"Recall@{TOP} on the test items")
-    axes.set_title("Dots: the epoch chosen on the validation items", size=10)
+    for title, (run, *_) in results.items():
+        if not run.epoch:
+            axes.axhline(
+                run.validation[0], color="gray", linestyle=":", label=title
+            )
+            continue
+        epochs = np.arange(1, len(run.validation) + 1)
+        (line,) = axes.plot(epochs, run.validation, label=title)
+        best = run.validation[run.epoch - 1]
+        axes.plot(run.epoch, best, "o", color=line.get_color())
+    axes.set(xlabel="epoch", ylabel="Recall@10 on the validation items")
+    axes.set_title("Dots: the epoch of the best NDCG@10 there", size=10)
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -236,7 +379,7 @@ def plot(path, evaluations, popularity):
 
 
 def main(arguments=None):
-    """Runs the command line; returns {title: (epoch, recall, ndcg)}."""
+    """Runs the command line; returns {title: list of `Result`}."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="folder with u.data (else downloaded)")
     parser.add_argument(
@@ -249,7 +392,8 @@ def main(arguments=None):
     )
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=1024)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--plot", default="movielens.png", help="picture file")
     options = parser.parse_args(arguments)
 
@@ -257,22 +401,18 @@ def main(arguments=None):
     ratings = load_ratings(options.data)
     print("{:,} ratings of {:,} users and {:,} items".format(*size(ratings)))
     split = split_last_two(ratings)
-    popular = np.tile(split.probability, (split.num_users, 1))
-    _, popularity = evaluate(split, popular)
-    results = {"popularity": ("-", *popularity)}
-    evaluations = {}
+    results = {"popularity": [popularity(split)]}
+    seeds = range(options.seed, options.seed + options.seeds)
     for recipe in map(RECIPES.get, options.recipe):
-        evaluation = train(
-            recipe, split, options.epochs, options.batch_size, options.seed
-        )
-        evaluations[recipe.title] = evaluation
-        best = evaluation.best_epoch
-        results[recipe.title] = (best + 1, *evaluation.test[best])
+        results[recipe.title] = [
+            train(recipe, split, options.epochs, options.batch_size, seed)
+            for seed in seeds
+        ]
     print(f"\n{table(results)}\n")
-    plot(options.plot, evaluations, popularity[0])
+    plot(options.plot, results)
     print(
         f"{time.time() - started:.0f} s on {keras.backend.backend()}; "
-        f"Recall@{TOP} by epoch is drawn in {options.plot}"
+        f"Recall@10 by epoch is drawn in {options.plot}"
     )
     return results
 
