@@ -28,7 +28,7 @@ import inbatch_neg
 
 DIMENSIONS = 64
 LEARNING_RATE = 1e-2
-PATIENCE = 5  # epochs without a better NDCG
+PATIENCE = 10  # epochs without a better NDCG
 FIGURES = ("recall@10", "ndcg@10")
 
 
