@@ -1,79 +1,107 @@
-"""Mixed negatives: what a column is worth that may come from two sources."""
+"""In-batch and uniform negatives together: the probability of each column.
 
-import importlib
-import pathlib
-import sys
+A batch's B rows, drawn by frequency p, and M uniformly drawn candidates of a
+catalogue of V. An item can come from either, so that a column, of all B + M,
+holds it with q_j = (B p_j + M / V) / (B + M), as `docs/negatives.md` derives.
+"""
 
-import keras
 import numpy as np
 import pytest
+from helpers import to_numpy
 
-from inbatch_neg import InBatchNegativeSoftmax
-from tests import helpers
+import inbatch_neg
 
-EXAMPLES = pathlib.Path(__file__).parents[1] / "docs" / "examples"
-
-ITEMS, ROWS, DRAWN = 50, 40, 20
-
-
-@pytest.fixture(scope="module")
-def recipes():
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        return importlib.import_module("movielens_recipes")
-    finally:
-        sys.path.remove(str(EXAMPLES))
+ROWS, UNIFORM, ITEMS = 40, 24, 8
+FREQUENCY = np.array([0.4, 0.25, 0.15, 0.1, 0.05, 0.05, 0.0, 0.0])
+SCORES = np.array([0.3, -0.5, 1.0, 0.2, -1.0, 0.8, 1.5, -0.2])
+CATALOGUE = np.exp(SCORES).sum()
+MIXTURE = (ROWS * FREQUENCY + UNIFORM / ITEMS) / (ROWS + UNIFORM)
 
 
-@pytest.fixture(scope="module")
-def shares():
-    shares = 1.0 / np.arange(1, ITEMS + 1)
-    return shares / shares.sum()
-
-
-def test_the_layer_adds_uniform_ids(recipes, shares):
-    layer = recipes.AddUniform(shares, DRAWN, seed=1)
-    batch = np.arange(ROWS, dtype="int32")
-    ids, probability = map(helpers.to_numpy, layer(batch))
-    again, _ = map(helpers.to_numpy, layer(batch))
-    assert ids.shape == probability.shape == (ROWS + DRAWN,)
-    assert ids[:ROWS].tolist() == batch.tolist()
-    assert np.all((ids >= 0) & (ids < ITEMS))
-    assert not np.array_equal(ids, again)
-    expected = (ROWS * shares + DRAWN / ITEMS) / (ROWS + DRAWN)
-    helpers.assert_close(probability, expected[ids])
-
-
-def test_the_sum_over_the_columns_is_that_over_the_catalogue(recipes, shares):
-    """The identity that the correction rests on, by simulation."""
-    rng = np.random.default_rng(0)
-    exponentials = np.exp(rng.normal(size=ITEMS))
-    truth = exponentials.sum()
-    layer = recipes.AddUniform(shares, DRAWN, seed=1)
-    mixed, by_source = [], []
-    for _ in range(1000):
-        batch = rng.choice(ITEMS, ROWS, p=shares).astype("int32")
-        ids, probability = map(helpers.to_numpy, layer(batch))
-        mixed.append(np.mean(exponentials[ids] / probability))
-        # As if all columns came from the rows of the data.
-        by_source.append(np.mean(exponentials[ids] / shares[ids]))
-    error = np.std(mixed) / np.sqrt(len(mixed))
-    assert abs(np.mean(mixed) - truth) < 4 * error
-    assert error < 0.02 * truth
-    assert np.mean(by_source) > 1.2 * truth
-
-
-def test_the_softmax_takes_them(recipes, shares):
-    user = keras.Input((4,), name="user")
-    item_id = keras.Input((), dtype="int32", name="item")
-    tower = keras.layers.Embedding(ITEMS, 4)
-    ids, probability = recipes.AddUniform(shares, DRAWN, seed=1)(item_id)
-    losses = InBatchNegativeSoftmax()(
-        user,
-        tower(ids),
-        candidate_ids=ids,
-        candidate_sampling_probability=probability,
+def draw(frequency, steps, seed=0):
+    """Returns the items of batches (steps, B), and uniform ones (steps, M)."""
+    rng = np.random.default_rng(seed)
+    return (
+        rng.choice(ITEMS, (steps, ROWS), p=frequency),
+        rng.integers(0, ITEMS, (steps, UNIFORM)),
     )
-    model = keras.Model([user, item_id], losses)
-    batch = [np.ones((ROWS, 4), "float32"), np.arange(ROWS, dtype="int32")]
-    assert model.predict(batch, batch_size=ROWS, verbose=0).shape == (ROWS,)
+
+
+def mean_and_error(batch, uniform, q_batch, q_uniform):
+    """Returns the mean over columns of exp(s) / q, and its standard error."""
+    terms = np.concatenate(
+        [
+            np.exp(SCORES[batch]) / q_batch[batch],
+            np.exp(SCORES[uniform]) / q_uniform[uniform],
+        ],
+        axis=1,
+    ).mean(axis=1)
+    return terms.mean(), terms.std() / len(terms) ** 0.5
+
+
+def test_the_mixture_is_a_distribution():
+    assert MIXTURE.sum() == pytest.approx(1.0)
+
+
+def test_the_mixture_gives_the_sum_over_the_catalogue():
+    mean, error = mean_and_error(*draw(FREQUENCY, 20_000), MIXTURE, MIXTURE)
+    assert error < 0.002 * CATALOGUE
+    assert abs(mean - CATALOGUE) < 4 * error
+
+
+def test_the_columns_hold_an_item_as_often_as_the_mixture_says():
+    columns = np.concatenate(draw(FREQUENCY, 20_000), axis=1)
+    share = np.bincount(columns.reshape(-1), minlength=ITEMS) / columns.size
+    np.testing.assert_allclose(share, MIXTURE, atol=0.002)
+
+
+def test_the_source_s_own_probability_misses_items_without_rows():
+    uniform = np.full(ITEMS, 1 / ITEMS)
+    mean, error = mean_and_error(
+        *draw(FREQUENCY, 20_000), np.maximum(FREQUENCY, 1e-9), uniform
+    )
+    # Two items come from one source alone, in M of B + M columns.
+    absent = np.exp(SCORES[FREQUENCY == 0]).sum() * ROWS / (ROWS + UNIFORM)
+    assert abs(mean - (CATALOGUE - absent)) < 4 * error
+    assert CATALOGUE - mean > 50 * error
+
+
+def test_the_source_s_own_probability_scatters_more():
+    # Where every item has rows it is right on average, at a larger variance.
+    frequency = np.array([0.4, 0.3, 0.2, 0.09, 0.004, 0.003, 0.002, 0.001])
+    mixture = (ROWS * frequency + UNIFORM / ITEMS) / (ROWS + UNIFORM)
+    drawn = draw(frequency, 20_000)
+    mean, error = mean_and_error(*drawn, mixture, mixture)
+    own, own_error = mean_and_error(
+        *drawn, frequency, np.full(ITEMS, 1 / ITEMS)
+    )
+    assert abs(mean - CATALOGUE) < 4 * error
+    assert abs(own - CATALOGUE) < 4 * own_error
+    assert own_error > 3 * error
+
+
+@pytest.mark.parametrize("wrong", [FREQUENCY, np.full(ITEMS, 1 / ITEMS)])
+def test_one_source_s_probability_for_both_is_wrong(wrong):
+    wrong = np.maximum(wrong, 1e-3)
+    mean, error = mean_and_error(*draw(FREQUENCY, 20_000), wrong, wrong)
+    assert abs(mean - CATALOGUE) > 50 * error
+
+
+def test_the_layer_s_loss_has_the_catalogue_for_its_denominator():
+    # A batch that holds each item exactly as often as expected: its mean is
+    # the expectation, and the negatives' sum that of all other items.
+    counts = np.rint(ROWS * FREQUENCY).astype(int)
+    items = np.repeat(np.arange(ITEMS), counts)
+    uniform = np.repeat(np.arange(ITEMS), UNIFORM // ITEMS)
+    assert (len(items), len(uniform)) == (ROWS, UNIFORM)
+    ids = np.concatenate([items, uniform])
+    losses = inbatch_neg.InBatchNegativeSoftmax()(
+        np.ones((ROWS, 1), "float32"),
+        SCORES[ids][:, None].astype("float32"),
+        candidate_ids=ids.astype("int32"),
+        candidate_sampling_probability=MIXTURE[ids].astype("float32"),
+    )
+    positive = np.exp(SCORES[items]) / MIXTURE[items]
+    others = (ROWS + UNIFORM) * (CATALOGUE - np.exp(SCORES[items]))
+    expected = np.log(positive + others) - np.log(positive)
+    np.testing.assert_allclose(to_numpy(losses), expected, rtol=1e-5)

@@ -1,31 +1,174 @@
 """Trains two-tower models on MovieLens-100K and compares their recall.
 
     pip install "inbatch_neg[examples]"
-    python movielens.py                    # the four rows of the table
-    python movielens.py --recipe streaming # another of `movielens_recipes.py`
-    python movielens.py --seeds 5          # mean and standard deviation
+    python movielens.py                        # four rows of the table
+    python movielens.py --recipe memory mixed  # others, and popularity
+    python movielens.py --recipe plain recipe --seeds 5  # mean and deviation
 
 Every rating is a positive. A user's last item is for test, the last but one
 for validation, as `movielens_data.py` tells. Each is ranked against all items
 that the user has not rated before; an item with the same score is ahead of it.
-The epoch is chosen by NDCG@10 on the validation items.
+Training ends when NDCG@10 on the validation items no longer rises, and goes
+back to the best epoch; the test items are looked at once, after that.
 """
 
 import argparse
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+from keras import ops
 from matplotlib.figure import Figure
 from movielens_data import load_ratings, size, split_last_two
-from movielens_recipes import DEFAULT_RECIPES, RECIPES, Pairs
 from tqdm import tqdm
 
 import inbatch_neg
 
 DIMENSIONS = 64
 LEARNING_RATE = 1e-2
-TOP = 10
+PATIENCE = 10  # epochs without a better NDCG
+FIGURES = ("recall@10", "ndcg@10")
+
+
+# The recipes: from a batch of pairs to its losses.
+
+
+class Pairs(NamedTuple):
+    """A batch of (user, item) pairs inside of the model, B rows."""
+
+    user_id: Any  # (B,)
+    item_id: Any  # (B,)
+    probability: Any  # (B,), how likely the item is in a row of the data
+    user: Any  # (B, DIMENSIONS), from the user tower
+    item: Any  # (B, DIMENSIONS), from the item tower
+    item_tower: Any  # from ids to vectors
+    frequency: np.ndarray  # (items,), the probability of every item
+    seed: int
+
+
+class Recipe(NamedTuple):
+    """A way to train the two towers."""
+
+    title: str
+    losses: Callable[[Pairs], Any]
+    unit_length: bool = True  # of the towers' vectors
+
+
+def plain(pairs):
+    """All in-batch negatives, nothing else."""
+    return inbatch_neg.InBatchNegativeSoftmax()(pairs.user, pairs.item)
+
+
+def rotation(pairs):
+    """Ten in-batch negatives a row, by rotating the batch of items."""
+    softmax = inbatch_neg.InBatchNegativeSoftmax(
+        num_negatives=10, seed=pairs.seed
+    )
+    return softmax(pairs.user, pairs.item)
+
+
+def corrected(pairs, **options):
+    """Low temperature; log q corrected; no positive is a negative."""
+    options = {"temperature": 0.2, **options}
+    softmax = inbatch_neg.InBatchNegativeSoftmax(**options)
+    return softmax(
+        pairs.user,
+        pairs.item,
+        candidate_ids=pairs.item_id,
+        query_ids=pairs.user_id,
+        candidate_sampling_probability=pairs.probability,
+    )
+
+
+# The others are the same but for one thing.
+
+
+def streaming(pairs):
+    """Probabilities that are estimated while training, not counted before."""
+    estimate = inbatch_neg.StreamingSamplingProbability(10_000, num_hashes=4)
+    return corrected(pairs._replace(probability=estimate(pairs.item_id)))
+
+
+def memory(pairs):
+    """The last 4096 items of earlier batches too, after the first epoch."""
+    stored = inbatch_neg.CrossBatchMemory(4096, warmup_steps=96)
+    softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=0.2)
+    return softmax(
+        pairs.user,
+        query_ids=pairs.user_id,
+        **stored(
+            pairs.item,
+            candidate_ids=pairs.item_id,
+            candidate_sampling_probability=pairs.probability,
+        ),
+    )
+
+
+def hardest(pairs):
+    """The 100 negatives of the highest scores."""
+    return corrected(pairs, num_negatives=100, sampling="hardest")
+
+
+def symmetric(pairs):
+    """The softmax over the users of an item too."""
+    return corrected(pairs, symmetric=True)
+
+
+def learned(pairs):
+    """The temperature is learned."""
+    return corrected(pairs, temperature="learned")
+
+
+class WithUniformItems(keras.layers.Layer):
+    """Appends uniformly drawn items to those of the batch.
+
+    Returns their ids (B + count,), and how likely each is in one of these
+    B + count places: "Mixed negative sampling", Yang et al. 2020 (WWW).
+    """
+
+    def __init__(self, count, frequency, seed=None):
+        super().__init__()
+        self.count, self.frequency = count, frequency.astype("float32")
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, item_id):
+        """Draws anew at every step."""
+        num_items = len(self.frequency)
+        drawn = keras.random.randint(
+            (self.count,), 0, num_items, "int32", self.seed_generator
+        )
+        ids = ops.concatenate([item_id, drawn])
+        rows = ops.cast(ops.shape(item_id)[0], "float32")
+        expected = rows * ops.take(self.frequency, ids) + self.count / num_items
+        return ids, expected / (rows + self.count)
+
+
+def mixed(pairs):
+    """1024 uniformly drawn items are negatives too."""
+    ids, probability = WithUniformItems(1024, pairs.frequency, pairs.seed)(
+        pairs.item_id
+    )
+    return corrected(
+        pairs._replace(
+            item=pairs.item_tower(ids), item_id=ids, probability=probability
+        )
+    )
+
+
+RECIPES = {
+    "plain": Recipe("dot product, temperature 1", plain, unit_length=False),
+    "rotation": Recipe("rotation, 10 negatives", rotation),
+    "recipe": Recipe("unit length, 0.2, log q, masks", corrected),
+    "streaming": Recipe("... q estimated while training", streaming),
+    "memory": Recipe("... and a memory of 4096", memory),
+    "hardest": Recipe("... the hardest 100 alone", hardest),
+    "symmetric": Recipe("... in both directions", symmetric),
+    "mixed": Recipe("... and 1024 uniform negatives", mixed),
+    "learned": Recipe("... temperature learned", learned),
+}
+DEFAULT_RECIPES = ("plain", "rotation", "recipe")
 
 
 # The model and its training: plain Keras.
@@ -40,24 +183,40 @@ def tower(name, num_ids, unit_length):
 
 
 def build(recipe, split, seed):
-    """Returns the model of a recipe, from rows to losses (B,)."""
+    """Returns the model from rows to losses (B,), and its two towers."""
     user_tower = tower("user", split.num_users, recipe.unit_length)
     item_tower = tower("item", split.num_items, recipe.unit_length)
     user_id = keras.Input((), dtype="int32", name="user_id")
     item_id = keras.Input((), dtype="int32", name="item_id")
     probability = keras.Input((), dtype="float32", name="probability")
-    user, item = user_tower(user_id), item_tower(item_id)
     pairs = Pairs(
-        *(user_id, item_id, probability, user, item),
-        *(item_tower, split.probability, seed),
+        user_id,
+        item_id,
+        probability,
+        user_tower(user_id),
+        item_tower(item_id),
+        item_tower,
+        split.probability,
+        seed,
     )
-    return keras.Model([user_id, item_id, probability], recipe.losses(pairs))
+    model = keras.Model([user_id, item_id, probability], recipe.losses(pairs))
+    return model, user_tower, item_tower
+
+
+class Result(NamedTuple):
+    """What came of one training."""
+
+    epoch: int  # the best on the validation items, from 1
+    recall: float  # on the test items
+    ndcg: float
+    seconds: float  # of an epoch, the median
+    validation: list  # Recall@10 of every epoch
 
 
 def train(recipe, split, epochs=20, batch_size=1024, seed=0):
-    """Trains one recipe and returns its history, a list for each figure."""
+    """Trains one recipe and returns its `Result`."""
     keras.utils.set_random_seed(seed)
-    model = build(recipe, split, seed)
+    model, user_tower, item_tower = build(recipe, split, seed)
     model.compile(
         keras.optimizers.Adam(LEARNING_RATE),
         loss=inbatch_neg.InBatchNegativeLoss(),
@@ -70,126 +229,148 @@ def train(recipe, split, epochs=20, batch_size=1024, seed=0):
     batches = inbatch_neg.full_batches(
         rows, batch_size, shuffle=True, seed=seed
     )
-    towers = model.get_layer("user"), model.get_layer("item")
+    validation, test = evaluations(
+        split,
+        np.arange(split.num_users),
+        np.arange(split.num_items),
+        user_tower,
+        item_tower,
+    )
+    stopping = keras.callbacks.EarlyStopping(
+        monitor="val_ndcg@10",
+        mode="max",
+        patience=PATIENCE,
+        restore_best_weights=True,
+    )
     with tqdm(total=epochs, desc=recipe.title, unit="epoch") as bar:
+        progress = Progress(bar)
         history = model.fit(
             batches,
             epochs=epochs,
             shuffle=False,  # the batches are shuffled already
             verbose=0,
-            callbacks=[
-                *evaluations(split, *towers),
-                keras.callbacks.EarlyStopping(
-                    f"val_ndcg@{TOP}",
-                    mode="max",
-                    patience=8,
-                    restore_best_weights=True,
-                ),
-                keras.callbacks.LambdaCallback(
-                    on_epoch_end=lambda epoch, logs: bar.update()
-                ),
-            ],
-        )
-    return history.history
+            callbacks=[validation, stopping, progress],
+        ).history
+    found = test()
+    return Result(
+        stopping.best_epoch + 1,
+        *(found[name] for name in FIGURES),
+        float(np.median(progress.seconds)),
+        history["val_recall@10"],
+    )
+
+
+class Progress(keras.callbacks.Callback):
+    """Moves the bar, and keeps the seconds of each epoch."""
+
+    def __init__(self, bar):
+        super().__init__()
+        self.bar, self.seconds = bar, []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts the clock."""
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Shows how it goes."""
+        self.seconds.append(time.perf_counter() - self.started)
+        shown = {name: logs[name] for name in ("loss", "val_ndcg@10")}
+        self.bar.set_postfix(shown, refresh=False)
+        self.bar.update()
 
 
 # The evaluation.
 
 
-def evaluations(split, user_model, item_model, users=None, items=None):
-    """Returns the `RetrievalEvaluation` of the validation and test items.
+def evaluations(split, users, items, user_tower=None, item_tower=None):
+    """Returns the evaluations on the validation and on the test items.
 
     Args:
         split: The `Split`.
-        user_model: From user numbers to vectors; or None, for `users`.
-        item_model: From item numbers to vectors; or None, for `items`.
-        users: Vectors (num_users, D), or None.
-        items: Vectors (num_items, D), or None.
+        users: What the user tower takes, or vectors, of all users.
+        items: The same for the items.
+        user_tower: Model from `users` to vectors. None: they are vectors.
+        item_tower: The same for the items.
     """
-    users = np.arange(split.num_users) if users is None else users
-    items = np.arange(split.num_items) if items is None else items
-    trained = [[] for _ in range(split.num_users)]
-    for user, item in zip(split.users, split.items):
-        trained[user].append(item)
-    before_test = [
-        [*some, item] for some, item in zip(trained, split.validation)
-    ]
+    pairs = zip(split.seen, split.validation)
+    seen_by_test = [[*seen, item] for seen, item in pairs]
     return [
         inbatch_neg.RetrievalEvaluation(
-            user_model,
-            item_model,
+            user_tower,
+            item_tower,
             users,
             targets,
             items,
             seen=seen,
-            k=TOP,
-            prefix=prefix,
+            k=10,
             verbose=0,
         )
-        for targets, seen, prefix in (
-            (split.validation, trained, "val_"),
-            (split.test, before_test, "test_"),
+        for targets, seen in (
+            (split.validation, split.seen),
+            (split.test, seen_by_test),
         )
     ]
 
 
-def chosen(history):
-    """Returns the epoch, from 0, with the best NDCG on validation items."""
-    return int(np.argmax(history[f"val_ndcg@{TOP}"]))
-
-
 def popularity(split):
-    """Returns test Recall@10 and NDCG@10 of the same list for everyone."""
-    _, test = evaluations(
-        split,
-        None,
-        None,
-        users=np.ones((split.num_users, 1), "float32"),
-        items=split.probability[:, None].astype("float32"),
+    """Returns the `Result` of the most frequent items for everybody."""
+    validation, test = evaluations(
+        split, np.ones((split.num_users, 1)), split.probability[:, None]
     )
-    figures = test()
-    return figures[f"recall@{TOP}"], figures[f"ndcg@{TOP}"]
+    recall = validation()["recall@10"]
+    found = test()
+    return Result(0, *(found[name] for name in FIGURES), 0.0, [recall])
 
 
 # The report.
 
 
 def table(results):
-    """Returns the final table of {title: [(epoch, recall, ndcg, seconds)]}."""
+    """Returns the final table of {title: list of `Result`, one a seed}."""
     width = max(map(len, results))
-    heads = (f"Recall@{TOP}", f"NDCG@{TOP}", "epoch", "seconds")
-    first = "on the test items"
-    lines = [f"{first:{width}}" + "".join(f"{head:>16}" for head in heads)]
+    seeds = max(map(len, results.values()))
+    cell = 15 if seeds > 1 else 9
+    names = ("Recall@10", "NDCG@10")
+    lines = [
+        f"{'on the test items':{width}}  "
+        + "  ".join(f"{name:>{cell}}" for name in names)
+        + "  epoch  s/epoch"
+    ]
     for title, runs in results.items():
-        epochs, recalls, ndcgs, seconds = zip(*runs)
-        cells = [spread(recalls), spread(ndcgs)]
-        if epochs[0]:
-            cells += [f"{np.mean(epochs):.0f}", f"{np.mean(seconds):.0f}"]
-        lines.append(f"{title:{width}}" + "".join(f"{c:>16}" for c in cells))
+        epoch, recall, ndcg, seconds = zip(*(run[:4] for run in runs))
+        line = f"{title:{width}}"
+        for values in (recall, ndcg):
+            line += f"  {spread(values):>{cell}}"
+        if np.any(epoch):
+            line += f"  {np.mean(epoch):5.3g}  {np.median(seconds):7.2f}"
+        lines.append(line)
     return "\n".join(lines)
 
 
-def spread(figures):
-    """Returns the mean, and the standard deviation if there are several."""
-    text = f"{np.mean(figures):.3f}"
-    if len(figures) > 1:
-        text += f" +- {np.std(figures, ddof=1):.3f}"
+def spread(values):
+    """Returns the mean, and the deviation if there are several values."""
+    text = f"{np.mean(values):.3f}"
+    if len(values) > 1:
+        text += f" +- {np.std(values, ddof=1):.3f}"
     return text
 
 
-def plot(path, histories, popular):
+def plot(path, results):
     """Saves a picture of Recall@10 by epoch, a line per recipe."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for title, history in histories.items():
-        recalls = history[f"test_recall@{TOP}"]
-        epochs = np.arange(1, len(recalls) + 1)
-        best = chosen(history)
-        (line,) = axes.plot(epochs, recalls, label=title)
-        axes.plot(epochs[best], recalls[best], "o", color=line.get_color())
-    axes.axhline(popular, color="gray", linestyle=":", label="popularity")
-    axes.set(xlabel="epoch", ylabel=f"Recall@{TOP} on the test items")
-    axes.set_title("Dots: the epoch chosen on the validation items", size=10)
+    for title, (run, *_) in results.items():
+        if not run.epoch:
+            axes.axhline(
+                run.validation[0], color="gray", linestyle=":", label=title
+            )
+            continue
+        epochs = np.arange(1, len(run.validation) + 1)
+        (line,) = axes.plot(epochs, run.validation, label=title)
+        best = run.validation[run.epoch - 1]
+        axes.plot(run.epoch, best, "o", color=line.get_color())
+    axes.set(xlabel="epoch", ylabel="Recall@10 on the validation items")
+    axes.set_title("Dots: the epoch of the best NDCG@10 there", size=10)
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -198,7 +379,7 @@ def plot(path, histories, popular):
 
 
 def main(arguments=None):
-    """Runs the command line; returns the runs of each title, as `table`."""
+    """Runs the command line; returns {title: list of `Result`}."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="folder with u.data (else downloaded)")
     parser.add_argument(
@@ -211,8 +392,8 @@ def main(arguments=None):
     )
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=1024)
-    parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--plot", default="movielens.png", help="picture file")
     options = parser.parse_args(arguments)
 
@@ -220,26 +401,18 @@ def main(arguments=None):
     ratings = load_ratings(options.data)
     print("{:,} ratings of {:,} users and {:,} items".format(*size(ratings)))
     split = split_last_two(ratings)
-    results = {"popularity": [(0, *popularity(split), 0)]}
-    histories = {}
+    results = {"popularity": [popularity(split)]}
+    seeds = range(options.seed, options.seed + options.seeds)
     for recipe in map(RECIPES.get, options.recipe):
-        results[recipe.title] = []
-        for seed in range(options.seed, options.seed + options.seeds):
-            start = time.time()
-            history = train(
-                recipe, split, options.epochs, options.batch_size, seed
-            )
-            histories.setdefault(recipe.title, history)
-            best = chosen(history)
-            figures = [history[f"test_{n}@{TOP}"] for n in ("recall", "ndcg")]
-            results[recipe.title].append(
-                (best + 1, *(f[best] for f in figures), time.time() - start)
-            )
+        results[recipe.title] = [
+            train(recipe, split, options.epochs, options.batch_size, seed)
+            for seed in seeds
+        ]
     print(f"\n{table(results)}\n")
-    plot(options.plot, histories, results["popularity"][0][1])
+    plot(options.plot, results)
     print(
         f"{time.time() - started:.0f} s on {keras.backend.backend()}; "
-        f"Recall@{TOP} by epoch is drawn in {options.plot}"
+        f"Recall@10 by epoch is drawn in {options.plot}"
     )
     return results
 

@@ -43,6 +43,14 @@ class Split(NamedTuple):
         counts = np.bincount(self.items, minlength=self.num_items)
         return counts / len(self.items)
 
+    @property
+    def seen(self):
+        """Lists of the items to train on, one a user."""
+        seen = [[] for _ in range(self.num_users)]
+        for user, item in zip(self.users.tolist(), self.items.tolist()):
+            seen[user].append(item)
+        return seen
+
 
 def split_last_two(ratings):
     """Holds out each user's last item (test) and last but one (validation).
