@@ -35,6 +35,41 @@ def dense_codes(ids):
     return tf.searchsorted(tf.sort(ids), ids)
 
 
+def top_k(scores, k):
+    """Returns the k highest scores of each row and their int32 places.
+
+    Of equal scores the one with the lower place comes first, which PyTorch
+    does not promise: there a row with more than k scores as high as its k-th
+    is sorted.
+    """
+    best, places = ops.top_k(scores, k)
+    if keras.backend.backend() == "torch":
+        fitting = (scores >= best[:, -1:]).sum(dim=1) > k
+        if bool(fitting.any()):
+            order = scores.sort(dim=1, descending=True, stable=True)
+            best, places = order.values[:, :k], order.indices[:, :k]
+    return best, ops.cast(places, "int32")
+
+
+def put_rows(tensor, start, rows):
+    """Returns `tensor` with these rows from `start` on; it is used up.
+
+    In a loop that owns the tensor. PyTorch would copy it every time.
+    """
+    if keras.backend.backend() == "torch":
+        tensor[start : start + rows.shape[0]] = rows
+        return tensor
+    rest = (0,) * (len(tensor.shape) - 1)
+    return ops.slice_update(tensor, (start, *rest), rows)
+
+
+def add_product(tensor, left, right):
+    """Returns `tensor` + `left` times `right`; `tensor` is used up."""
+    if keras.backend.backend() == "torch":
+        return tensor.addmm_(left, right)
+    return tensor + ops.matmul(left, right)
+
+
 def integer_ids(ids):
     """Returns the ids, strings as integers: 63 bits, equal ones stay so."""
     if keras.backend.standardize_dtype(ids.dtype) != "string":

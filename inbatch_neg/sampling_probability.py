@@ -55,9 +55,9 @@ class StreamingSamplingProbability(keras.layers.Layer):
     >>> estimate = StreamingSamplingProbability(num_buckets=1000)
     >>> for _ in range(5):
     ...     probability = estimate(np.array([7, 7, 7, 8]), training=True)
-    >>> np.asarray(probability).round(2).tolist()
-    [0.75, 0.75, 0.75, 0.25]
-    >>> np.asarray(estimate(np.array([9]))).round(2).tolist()  # never seen
+    >>> print(np.asarray(probability).round(2))
+    [0.75 0.75 0.75 0.25]
+    >>> print(np.asarray(estimate(np.array([9]))).round(2))  # never seen
     [0.05]
 
     References: Yi et al. 2019, "Sampling-bias-corrected neural modeling for

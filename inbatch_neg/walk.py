@@ -18,14 +18,9 @@ language models by Wijmans et al. 2024 (arXiv 2411.09009).
 
 from keras import ops
 
+from inbatch_neg import engines
 from inbatch_neg import scoring as scoring_lib
-
-# Floats in one chunk of scores, and the rows that it may have. More rows make
-# better matrix products and fewer updates of the candidates' gradient; a
-# larger chunk falls out of the cache.
-_CHUNK_FLOATS = 2**24
-_FEWEST_ROWS = 128
-_MOST_ROWS = 512
+from inbatch_neg.chunks import Chunks
 
 _EVERYTHING = ("loss", "query", "candidate")
 
@@ -134,47 +129,13 @@ def _walk(query, candidate, row_weight, scoring, wanted):
     """
     rows, dimensions = ops.shape(query)
     candidates = ops.shape(candidate)[0]
-    chunk_rows = _chunk_rows(query, candidate)
-    chunks = -(-rows // chunk_rows)
-    columns = [column for _, column in scoring.codes]
-
-    def of_chunk(tensor, start):
-        rest = ops.shape(tensor)[1:]
-        return ops.slice(
-            tensor, (start,) + (0,) * len(rest), (chunk_rows, *rest)
-        )
+    chunks = Chunks(query, candidate, scoring)
 
     def visit(index, found):
-        # The last chunk ends with the last row, so it may begin among rows
-        # that were already visited. Their losses come out the same; what they
-        # add to the candidates' gradient must not count twice.
-        first_new = index * chunk_rows
-        start = _minimum(first_new, rows - chunk_rows)
-        chunk_query = of_chunk(query, start)
-        positive = of_chunk(candidate, start)
-        own_place = ops.arange(chunk_rows, dtype="int32")  # (R,)
-        own_column = own_place + start
-
-        scores = ops.matmul(chunk_query, ops.transpose(candidate))  # (R, C)
-        own = ops.sum(chunk_query * positive, axis=1)  # (R,)
-        if scoring.column_bias is not None:
-            scores = scores + scoring.column_bias
-        if scoring.own_bias is not None:
-            own = own + of_chunk(scoring.own_bias, start)
-        hit = scoring_lib.left_out(
-            [of_chunk(row, start)[:, None] for row, _ in scoring.codes],
-            columns,
-            scoring.masked_columns,
-        )
-        if hit is not None:
-            # The rules leave out a row's own positive with its negatives.
-            hit = ops.scatter_update(
-                ops.broadcast_to(hit, (chunk_rows, candidates)),
-                ops.stack([own_place, own_column], axis=1),
-                ops.zeros((chunk_rows,), "bool"),
-            )
-            masked = scoring_lib.constant(scoring_lib.MASKED, scores.dtype)
-            scores = ops.where(hit, masked, scores)
+        start = chunks.start(index)
+        chunk_query = chunks.of(query, start)
+        positive = chunks.of(candidate, start)
+        scores = chunks.scores(start, own_too=True)  # (R, C)
 
         # One fused pass on every engine, and its maximum is over the scores
         # that take part: a large one that was left out cannot make the
@@ -182,37 +143,39 @@ def _walk(query, candidate, row_weight, scoring, wanted):
         share = ops.softmax(scores)  # p, (R, C)
         found = dict(found)
         if "loss" in wanted:
+            row, column = ops.unstack(chunks.own_places(start), axis=1)
             own_share = ops.take(
-                ops.reshape(share, (-1,)), own_place * candidates + own_column
+                ops.reshape(share, (-1,)), row * candidates + column
             )
+            own = ops.sum(chunk_query * positive, axis=1)
+            if scoring.own_bias is not None:
+                own = own + chunks.of(scoring.own_bias, start)
             # Where the own share underflows, the largest share does not:
-            # log z_i + m_i = m_i - log max_j p_ij.
+            # log z_i = -log max_j p_ij. The difference of the scores comes
+            # first: beside a large one, the logarithm would be rounded.
             loss = ops.cond(
                 ops.all(own_share > _SMALL_SHARE),
                 lambda: -ops.log(own_share),
                 lambda: (
-                    ops.max(scores, axis=1)
+                    (ops.max(scores, axis=1) - own)
                     - ops.log(ops.max(share, axis=1))
-                    - own
                 ),
             )
-            found["loss"] = ops.slice_update(found["loss"], (start,), loss)
-        weight = of_chunk(row_weight, start)[:, None]
+            found["loss"] = engines.put_rows(found["loss"], start, loss)
+        weight = chunks.of(row_weight, start)[:, None]
         if "query" in wanted:
             update = weight * (ops.matmul(share, candidate) - positive)
-            found["query"] = ops.slice_update(
-                found["query"], (start, 0), update
-            )
+            found["query"] = engines.put_rows(found["query"], start, update)
         if "candidate" in wanted:
-            new = own_column[:, None] >= first_new
+            # Rows of the chunk before must not count twice.
+            pull = ops.where(
+                chunks.is_new(index),
+                weight * chunk_query,
+                ops.zeros_like(chunk_query),
+            )
             # (D, R) by (R, C): the long side last is twice as fast on JAX.
-            found["candidate"] = found["candidate"] + ops.matmul(
-                ops.transpose(
-                    ops.where(
-                        new, weight * chunk_query, ops.zeros_like(chunk_query)
-                    )
-                ),
-                share,
+            found["candidate"] = engines.add_product(
+                found["candidate"], ops.transpose(pull), share
             )
         return found
 
@@ -222,7 +185,7 @@ def _walk(query, candidate, row_weight, scoring, wanted):
         "candidate": (dimensions, candidates),
     }
     found = {name: ops.zeros(shapes[name], query.dtype) for name in wanted}
-    found = ops.fori_loop(0, chunks, visit, found)
+    found = ops.fori_loop(0, chunks.count, visit, found)
     if "candidate" in wanted:
         # A row's positive is the candidate of its own number.
         extra = ops.zeros((candidates - rows, dimensions), query.dtype)
@@ -230,19 +193,3 @@ def _walk(query, candidate, row_weight, scoring, wanted):
         found = dict(found)
         found["candidate"] = ops.transpose(found["candidate"]) - pulled
     return found
-
-
-def _chunk_rows(query, candidate):
-    """Rows in a chunk: an int, or a scalar tensor if B is unknown."""
-    rows = ops.shape(query)[0]
-    candidates = candidate.shape[0]
-    wanted = _MOST_ROWS
-    if candidates is not None:
-        wanted = min(max(_CHUNK_FLOATS // candidates, _FEWEST_ROWS), wanted)
-    return _minimum(rows, wanted)
-
-
-def _minimum(one, other):
-    if isinstance(one, int) and isinstance(other, int):
-        return min(one, other)
-    return ops.minimum(one, other)

@@ -149,7 +149,7 @@ def assert_close(actual, expected, tolerance=2e-5, name=""):
 
 def small_chunks(monkeypatch, rows=4):
     """Lets the walk take few rows at a time, so that it takes many steps."""
-    from inbatch_neg import walk
+    from inbatch_neg import chunks
 
-    monkeypatch.setattr(walk, "_FEWEST_ROWS", 1)
-    monkeypatch.setattr(walk, "_MOST_ROWS", rows)
+    monkeypatch.setattr(chunks, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(chunks, "_MOST_ROWS", rows)

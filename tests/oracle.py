@@ -41,11 +41,13 @@ def softmax_loss(
     sample_weight=None,
     temperature=1.0,
     upstream=None,
+    hardest=None,
 ):
     """Returns the losses (B,) and a dict of gradients.
 
     The gradients are those of the sum of `upstream` times the losses, by
-    "query", "candidate", "sample_weight" and "temperature".
+    "query", "candidate", "sample_weight" and "temperature". `hardest` keeps
+    that many negatives, those of the highest scores, of equal ones the first.
     """
     query = np.asarray(query, "float64")
     candidate = np.asarray(candidate, "float64")
@@ -72,6 +74,12 @@ def softmax_loss(
     for i in range(rows):
         # The positive first, then the negatives.
         members = [i, *negatives_of(i, candidates, *plain)]
+        if hardest is not None:
+            rank = {
+                j: candidate[j] @ query[i] / temperature - log_q[j]
+                for j in members[1:]
+            }
+            members[1:] = sorted(rank, key=lambda j: (-rank[j], j))[:hardest]
         products = candidate[members] @ query[i]
         scores = products / temperature - log_q[members]
         largest = scores.max()

@@ -411,7 +411,8 @@ def test_loss_of_logits():
 def test_dtype_of_the_loss(dtype):
     loss = InBatchNegativeLoss(dtype=dtype)
     # What the losses of Keras give, which is not float64 on all backends.
-    expected = keras.losses.MeanAbsoluteError(dtype=dtype)(PER_ROW, PER_ROW)
+    column = PER_ROW[:, None]
+    expected = keras.losses.MeanAbsoluteError(dtype=dtype)(column, column)
     assert loss(None, PER_ROW).dtype == expected.dtype
 
 

@@ -62,15 +62,17 @@ def remembered(capacity, warmup_steps):
     return losses
 
 
-# Name: rows of a batch, losses. An epoch has 96 steps of 1024, 767 of 128.
+# Name: rows of a batch, losses. An epoch has 96 steps of 1024, 383 of 256.
 SETTINGS = {
     "uncorrected": (1024, uncorrected),
     "exact": (1024, exact),
-    "estimated": (1024, estimated(10_000)),
-    "estimated-4": (1024, estimated(2_048, num_hashes=4)),
+    "estimated": (1024, estimated(10_000, num_hashes=4)),
+    "estimated-1": (1024, estimated(10_000)),
+    "estimated-small": (1024, estimated(2_048, num_hashes=4)),
     "memory": (1024, remembered(4_096, 96)),
-    "small": (128, exact),
-    "small-memory": (128, remembered(896, 767)),
+    "memory-1": (1024, remembered(1_024, 96)),
+    "small": (256, exact),
+    "small-memory": (256, remembered(768, 383)),
 }
 
 
