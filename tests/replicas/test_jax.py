@@ -7,13 +7,18 @@ from tests.replicas import launch
 ENGINE = "jax"
 
 
-def train(output, way, kind, devices):
+# By way of training and distribution: `fit` of one of them takes all cases.
+FEW = ("everything", "rotation")
+
+
+def train(output, way, kind, devices, *cases):
     return launch.start(
         "run_jax.py",
         output,
         way,
         kind,
         devices,
+        *cases,
         engine=ENGINE,
         log=f"{output}.log",
     )
@@ -24,14 +29,21 @@ def alone(tmp_path_factory):
     """One device with the global batch, by way of training."""
     folder = tmp_path_factory.mktemp("alone")
     files = {way: folder / f"{way}.npz" for way in ("fit", "loop")}
-    for way, file in files.items():
-        launch.finish([train(file, way, "none", 1)])
+    launch.finish([train(files["fit"], "fit", "none", 1)])
+    launch.finish([train(files["loop"], "loop", "none", 1, *FEW)])
     return files
 
 
-@pytest.mark.parametrize("kind", ["data", "model"])
-@pytest.mark.parametrize("way", ["fit", "loop"])
-def test_four_devices_equal_one_device(alone, tmp_path, way, kind):
+@pytest.mark.parametrize(
+    "way, kind, cases",
+    [
+        ("fit", "data", ()),
+        ("fit", "model", FEW),
+        ("loop", "data", FEW),
+        ("loop", "model", FEW),
+    ],
+)
+def test_four_devices_equal_one_device(alone, tmp_path, way, kind, cases):
     file = tmp_path / "distributed.npz"
-    launch.finish([train(file, way, kind, 4)])
-    launch.assert_equal_results(alone[way], file)
+    launch.finish([train(file, way, kind, 4, *cases)])
+    launch.assert_equal_results(alone[way], file, cases)
