@@ -1,7 +1,7 @@
 """Trains every case on JAX: alone, data parallel, or on a 2-D mesh.
 
 Arguments: output file, way ("fit" or "loop"), distribution ("none", "data"
-or "model"), number of devices.
+or "model"), number of devices, cases (all, unless named).
 """
 
 import os
@@ -87,11 +87,11 @@ def loop(towers, dataset):
     return losses
 
 
-def main(output, way, kind, _):
+def main(output, way, kind, _, *cases):
     if kind != "none":
         set_distribution(kind)
     results = {}
-    for case in problem.CASES:
+    for case in cases or problem.CASES:
         towers = problem.model(case, cross_replica=kind != "none")
         if kind == "model":
             held = towers.users.embeddings.value.sharding

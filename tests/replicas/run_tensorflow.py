@@ -1,7 +1,7 @@
 """Trains every case on TensorFlow: alone, mirrored, or as one of workers.
 
 Arguments: output file, way ("fit" or "loop"), strategy ("none", "mirrored"
-or "workers"), number of devices.
+or "workers"), number of devices, cases (all, unless named).
 """
 
 import sys
@@ -65,12 +65,12 @@ def loop(strategy, towers, dataset):
     return [float(global_step(data)) for data in dataset]
 
 
-def main(output, way, kind, devices):
+def main(output, way, kind, devices, *cases):
     strategy = strategy_of(kind, int(devices))
     count = strategy.num_replicas_in_sync
     assert count == int(devices), f"{count} replicas, not {devices}"
     results = {}
-    for case in problem.CASES:
+    for case in cases or problem.CASES:
         with strategy.scope():
             towers = problem.model(case, cross_replica=count > 1)
             if way == "fit":
