@@ -269,9 +269,9 @@ def ials(split, seed):
         return model.user_factors, model.item_factors
 
     grid = {
-        "factors": (16, 32, 64, 128),
-        "regularization": (0.01, 1.0, 10.0, 30.0),
-        "alpha": (1.0, 4.0, 10.0, 40.0),
+        "factors": (24, 32, 48, 64),
+        "regularization": (0.001, 0.01, 1.0, 5.0, 20.0),
+        "alpha": (1.0, 2.0, 3.0, 5.0, 15.0),
         "iterations": (15,),
     }
     return searched(split, seed, grid, fit)
