@@ -7,6 +7,7 @@ while tracing and on values alike, and cost nothing in a compiled step.
 import operator
 
 import keras
+import numpy as np
 
 
 def integer(name, value, *, minimum, otherwise=""):
@@ -59,12 +60,34 @@ def positive_number(name, value):
     return number
 
 
+def temperature(value):
+    """Returns a number above zero, or a scalar tensor as it came."""
+    if not hasattr(value, "shape") or isinstance(
+        value, (np.generic, np.ndarray)
+    ):
+        return positive_number("temperature", value)
+    _rank("temperature", value, 0, "()")
+    return value
+
+
 def to_tensors(**arguments):
     """Returns the arguments as tensors of the dtypes that they came in."""
-    return {
-        name: value if value is None else keras.ops.convert_to_tensor(value)
-        for name, value in arguments.items()
-    }
+    return {name: _to_tensor(name, value) for name, value in arguments.items()}
+
+
+def _to_tensor(name, value):
+    if value is None:
+        return None
+    try:
+        return keras.ops.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        what = type(value).__name__
+        if hasattr(value, "dtype"):
+            what += f" of {value.dtype}"
+        raise TypeError(
+            f"`{name}` must be a tensor, or an array that "
+            f"{keras.backend.backend()} can hold. Received: {what}"
+        ) from error
 
 
 def shifts(shifts, rows):
@@ -73,6 +96,8 @@ def shifts(shifts, rows):
         "`shifts` must be one or more integers, none a multiple of the "
         "number of rows: that would make the positive its own negative."
     )
+    if isinstance(shifts, np.ndarray) and shifts.dtype.kind in "iu":
+        shifts = shifts.tolist() if shifts.ndim == 1 else shifts
     if isinstance(shifts, (list, tuple)):
         try:
             shifts = [operator.index(shift) for shift in shifts]
@@ -82,7 +107,7 @@ def shifts(shifts, rows):
         if not shifts or wrong:
             raise ValueError(f"{rule} Received: shifts={shifts!r}, {rows} rows")
         return keras.ops.convert_to_tensor(shifts, dtype="int32")
-    shifts = keras.ops.convert_to_tensor(shifts)
+    shifts = _to_tensor("shifts", shifts)
     _rank("shifts", shifts, 1, "(shifts,)")
     dtype = keras.backend.standardize_dtype(shifts.dtype)
     if not dtype.startswith(("int", "uint")):

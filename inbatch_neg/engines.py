@@ -9,6 +9,7 @@ import sys
 import threading
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -24,40 +25,113 @@ def dense_codes(ids):
     Comparing int32 is faster than int64 or strings, and leaves -1 free for
     "no id". The code of an id is its first place among the sorted ids.
     """
-    if keras.backend.standardize_dtype(ids.dtype) == "string":
-        import tensorflow as tf
-
-        return tf.unique(ids).idx
-    return ops.cast(ops.searchsorted(ops.sort(ids), ids), "int32")
-
-
-def require_rows(tensor, rows, message):
-    """Returns `tensor` with a static number of rows, checked at run time.
-
-    Only TensorFlow has tensors of unknown size. The assertion carries the
-    message; XLA removes it, but then checks the static shape by itself.
-    """
-    if tensor.shape[0] == rows:
-        return tensor
+    if keras.backend.backend() != "tensorflow":
+        return ops.cast(ops.searchsorted(ops.sort(ids), ids), "int32")
     import tensorflow as tf
 
-    check = tf.debugging.assert_equal(
-        tf.shape(tensor)[0], rows, message=message
-    )
-    with tf.control_dependencies([check] if check is not None else []):
-        shape = [rows, *tensor.shape[1:]]
-        return tf.ensure_shape(tf.identity(tensor), shape)
+    if ids.dtype == tf.string:
+        return tf.unique(ids).idx
+    # Keras' own, before 3.6, takes the length of a symbolic tensor.
+    return tf.searchsorted(tf.sort(ids), ids)
 
 
-def require_two_rows(tensor, message):
-    """Returns `tensor`, refused at run time if it has fewer than two rows."""
+def top_k(scores, k):
+    """Returns the k highest scores of each row and their int32 places.
+
+    Of equal scores the one with the lower place comes first, which PyTorch
+    does not promise: there a row with more than k scores as high as its k-th
+    is sorted.
+    """
+    best, places = ops.top_k(scores, k)
+    if keras.backend.backend() == "torch":
+        fitting = (scores >= best[:, -1:]).sum(dim=1) > k
+        if bool(fitting.any()):
+            order = scores.sort(dim=1, descending=True, stable=True)
+            best, places = order.values[:, :k], order.indices[:, :k]
+    return best, ops.cast(places, "int32")
+
+
+def put_rows(tensor, start, rows):
+    """Returns `tensor` with these rows from `start` on; it is used up.
+
+    In a loop that owns the tensor. PyTorch would copy it every time.
+    """
+    if keras.backend.backend() == "torch":
+        tensor[start : start + rows.shape[0]] = rows
+        return tensor
+    rest = (0,) * (len(tensor.shape) - 1)
+    return ops.slice_update(tensor, (start, *rest), rows)
+
+
+def add_product(tensor, left, right):
+    """Returns `tensor` + `left` times `right`; `tensor` is used up."""
+    if keras.backend.backend() == "torch":
+        return tensor.addmm_(left, right)
+    return tensor + ops.matmul(left, right)
+
+
+def integer_ids(ids):
+    """Returns the ids, strings as integers: 63 bits, equal ones stay so."""
+    if keras.backend.standardize_dtype(ids.dtype) != "string":
+        return ids
+    import tensorflow as tf
+
+    return tf.strings.to_hash_bucket_fast(ids, 2**63 - 1)
+
+
+def widest_integer():
+    """Returns "int64", or "int32" where the engine has nothing wider."""
+    widest = ops.convert_to_tensor(np.zeros(1, "int64"))
+    return keras.backend.standardize_dtype(widest.dtype)
+
+
+def require_at_most_rows(tensor, rows, message):
+    """Returns `tensor`, refused at run time if it has more than `rows`."""
     if tensor.shape[0] is not None:
         return tensor
     import tensorflow as tf
 
-    check = tf.debugging.assert_greater(tf.shape(tensor)[0], 1, message=message)
+    check = tf.debugging.assert_less_equal(
+        tf.shape(tensor)[0], rows, message=message
+    )
     with tf.control_dependencies([check] if check is not None else []):
         return tf.identity(tensor)
+
+
+def require_rows(tensors, rows, message, label):
+    """Returns the tensors of a batch, refused at run time if it is partial.
+
+    Only TensorFlow has batches of unknown size. All tensors wait for the
+    check, or some operation on another one would fail before it.
+
+    Args:
+        tensors: dict of tensors or None, among them "query" (B, D).
+        rows: The number of rows that B must be, then static in "query"; or
+            None, for 2 or more.
+        message: Of the error.
+        label: A short form of it, as the name of an operation. XLA removes
+            the assertion but reports the operation that cannot hold.
+    """
+    query = tensors["query"]
+    if query.shape[0] is not None:
+        return tensors
+    import tensorflow as tf
+
+    found = tf.shape(query)[0]
+    if rows is None:
+        check = tf.debugging.assert_greater(found, 1, message=message)
+    else:
+        check = tf.debugging.assert_equal(found, rows, message=message)
+    with tf.control_dependencies([check] if check is not None else []):
+        tensors = {
+            name: None if tensor is None else tf.identity(tensor)
+            for name, tensor in tensors.items()
+        }
+    if rows is not None:
+        tensors["query"] = tf.ensure_shape(
+            tensors["query"], [rows, *query.shape[1:]], name=label
+        )
+    return tensors
 
 
 def give_back_weights():

@@ -1,9 +1,12 @@
 """The layer: checks the batch, chooses the negatives, calls the maths."""
 
+import functools
+import math
+
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, engines, logits, walk
+from inbatch_neg import arguments, engines, logits, replicas, walk
 from inbatch_neg import scoring as scoring_lib
 from inbatch_neg.partial_batch import BatchSize, PartialBatchError
 
@@ -16,6 +19,13 @@ _TENSORS = (
     "candidate_mask",
     "sample_weight",
 )
+
+LEARNED = "learned"
+
+# The scale is 1 / temperature. Radford et al. 2021 begin at 1 / 0.07 and
+# clip at 100.
+_FIRST_LOG_SCALE = math.log(1.0 / 0.07)
+_MOST_LOG_SCALE = math.log(100.0)
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
@@ -36,13 +46,24 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
     Args:
         num_negatives: How many of the B - 1 in-batch negatives of a row take
             part, an integer below B. `None` (the default): all.
-        sampling: How `num_negatives` are chosen. `"rotation"`: that many
-            distinct shifts of the batch, the same for all rows, drawn afresh
-            at every step.
+        sampling: How `num_negatives` are chosen. `"rotation"` (the default):
+            that many distinct shifts of the batch, the same for all rows,
+            drawn afresh at every step; the extra candidates all take part.
+            `"hardest"`: the highest-scoring of all negatives of the row that
+            are not left out, of equal ones the first.
         temperature: Number above 0, divides the scores. Below 1 for
-            normalised towers (0.05 to 0.2). Defaults to 1.0.
-        symmetric: Not available yet.
-        cross_replica: Not available yet.
+            normalised towers (0.05 to 0.2). Defaults to 1.0. `"learned"`: a
+            weight, stored as the logarithm of its inverse, that begins at
+            0.07 and stays at 0.01 or above.
+        symmetric: Whether the loss is the mean of the above and of the
+            softmax of each candidate's query among the other queries. Masks
+            by ids go with both directions, probabilities, `candidate_mask`
+            and extra candidates with the first alone. Takes twice the time.
+        cross_replica: Whether a row's negatives are the candidates of the
+            global batch, those of every replica under a `tf.distribute`
+            strategy, `keras.distribution` on JAX, or `torch.distributed`.
+            The result is then that of one device with the global batch.
+            Without any of these it changes nothing.
         batch_size: The number of rows of every batch, 2 or more. `None` (the
             default): that of the first batch, training and inference counted
             apart. `"any"`: not checked, every size of 2 or more works.
@@ -60,15 +81,18 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
     >>> import numpy as np
     >>> user_vec = item_vec = np.eye(3, dtype="float32")
     >>> softmax = InBatchNegativeSoftmax(temperature=0.5)
-    >>> np.asarray(softmax(user_vec, item_vec)).round(4).tolist()
-    [0.2395, 0.2395, 0.2395]
+    >>> print(np.asarray(softmax(user_vec, item_vec)).round(4))
+    [0.2395 0.2395 0.2395]
     >>> same_item = np.array([7, 7, 8])  # row 0's item is no negative of row 1
     >>> loss = softmax(user_vec, item_vec, candidate_ids=same_item)
-    >>> np.asarray(loss).round(4).tolist()
-    [0.1269, 0.1269, 0.2395]
+    >>> print(np.asarray(loss).round(4))
+    [0.1269 0.1269 0.2395]
 
     References: Yi et al. 2019, "Sampling-bias-corrected neural modeling for
-    large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996).
+    large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996);
+    for the symmetric loss and the learned temperature, Radford et al. 2021,
+    "Learning transferable visual models from natural language supervision"
+    (arXiv 2103.00020).
 
     Differs from: `tfrs.tasks.Retrieval` and the `keras_rs` retrieval layers
     keep the B x C matrix, clip q at 1e-6 and take a partial batch as it
@@ -99,32 +123,63 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         self.sampling = arguments.choice(
             "sampling", sampling, ("rotation", "hardest")
         )
-        self.temperature = arguments.positive_number("temperature", temperature)
+        self._log_scale = None
+        if isinstance(temperature, str) and temperature == LEARNED:
+            self._log_scale = self.add_weight(
+                name="log_scale",
+                shape=(),
+                dtype=self._maths_dtype,
+                initializer=keras.initializers.Constant(_FIRST_LOG_SCALE),
+                constraint=_at_most_log_scale,
+            )
+        else:
+            temperature = arguments.positive_number("temperature", temperature)
+        self._temperature = temperature
         self.symmetric = arguments.flag("symmetric", symmetric)
         self.cross_replica = arguments.flag("cross_replica", cross_replica)
         self.return_logits = arguments.flag("return_logits", return_logits)
-        for name, wanted in (
-            ('sampling="hardest"', sampling == "hardest"),
-            ("symmetric=True", symmetric),
-            ("cross_replica=True", cross_replica),
-        ):
-            if wanted:
-                raise NotImplementedError(
-                    f"`{name}` is not available in this version."
-                )
+        if self.sampling == "hardest" and num_negatives is None:
+            raise ValueError(
+                '`sampling="hardest"` needs `num_negatives`, how many of the '
+                "highest-scoring negatives take part. Received: "
+                "num_negatives=None"
+            )
+        if self.symmetric and self.return_logits:
+            raise ValueError(
+                "`symmetric=True` has two tables of logits, so it cannot go "
+                "with `return_logits=True`. Use two layers, or the losses."
+            )
         self._batch_size = BatchSize(batch_size)
+        if self.sampling == "rotation":
+            self._check_count(self._batch_size.rows)
         if seed is not None:
             seed = arguments.integer(
                 "seed", seed, minimum=0, otherwise=" or None"
             )
         self.seed = seed
-        if num_negatives is not None:
+        if self._draws:
             self.seed_generator = keras.random.SeedGenerator(seed)
 
     @property
     def batch_size(self):
         """The `batch_size` that the layer was constructed with."""
         return self._batch_size.declared
+
+    @property
+    def temperature(self):
+        """What divides the scores: a float, or a scalar tensor if learned."""
+        if self._log_scale is None:
+            return self._temperature
+        log_scale = ops.convert_to_tensor(self._log_scale)
+        # Straight through: a weight beyond the limit still has a gradient,
+        # and can come back.
+        beyond = ops.stop_gradient(ops.maximum(log_scale - _MOST_LOG_SCALE, 0))
+        return ops.exp(beyond - log_scale)
+
+    @property
+    def _draws(self):
+        """Whether the layer draws random numbers."""
+        return self.num_negatives is not None and self.sampling == "rotation"
 
     def call(
         self,
@@ -163,7 +218,8 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             without any negative left has loss 0. Or, with
             `return_logits=True`, (B, 1 + K): the positive, the in-batch
             negatives in rotation order (all of them: column j is candidate
-            (i + j) mod B), the extra candidates; -1e30 where left out.
+            (i + j) mod B), the extra candidates; or the positive and the
+            hardest negatives in falling order. -1e30 where left out.
         """
         given = {
             "query": query,
@@ -175,35 +231,69 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             "sample_weight": sample_weight,
         }
         if engines.in_symbolic_call():
-            self._check(given)
+            if not replicas.shown_a_mean():
+                self._check(given)
             return self._shape_alone(query, candidate)
         given = arguments.to_tensors(**given)
         self._check(given)
-        given["query"] = self._full(given["query"], training)
+        given = self._full(given, training)
         for name in ("query", "candidate"):
             given[name] = ops.cast(given[name], self._maths_dtype)
-        if self.num_negatives is None and not self.return_logits:
-            return walk.batch_loss(
-                temperature=self.temperature,
-                with_gradients=bool(training),
-                **given,
+        losses = self._one_direction(given, training)
+        if self.symmetric:
+            losses = 0.5 * (
+                losses + self._one_direction(_reversed(given), training)
             )
-        return self._from_logits(**given)
+        return losses
 
-    def _from_logits(self, query, candidate, sample_weight, **rules):
-        rows = ops.shape(query)[0]
-        scoring = scoring_lib.make(
-            rows, ops.shape(candidate)[0], query.dtype, **rules
-        )
-        query = query / self.temperature
-        if self.num_negatives is None:
-            result = logits.all_logits(query, candidate, scoring)
-        else:
+    def _one_direction(self, given, training):
+        """Returns the losses, or the logits, of the queries in `given`."""
+        uniform = None
+        if self._draws:
             uniform = keras.random.uniform(
                 (self.num_negatives,), seed=self.seed_generator
             )
-            shifts = logits.draw_shifts(self.num_negatives, rows, uniform)
-            result = logits.sampled_logits(query, candidate, scoring, shifts)
+        maths = self._from_logits
+        if self.num_negatives is None and not self.return_logits:
+            maths = functools.partial(self._from_walk, bool(training))
+        if self.cross_replica:
+            return replicas.run(maths, given, uniform)
+        return maths(given, ops.shape(given["query"])[0], uniform)
+
+    def _from_walk(self, with_gradients, given, in_batch, uniform):
+        return walk.batch_loss(
+            temperature=self.temperature,
+            with_gradients=with_gradients,
+            **given,
+        )
+
+    def _from_logits(self, given, in_batch, uniform):
+        """Returns the logits, or the losses that are computed from them.
+
+        Args:
+            given: The arguments of the call.
+            in_batch: How many candidates are in-batch ones: one per row, and
+                with `cross_replica=True` per row of the global batch.
+            uniform: (N,) random numbers that choose the negatives, or None.
+        """
+        given = dict(given)
+        query, candidate = given.pop("query"), given.pop("candidate")
+        sample_weight = given.pop("sample_weight")
+        scoring = scoring_lib.make(
+            ops.shape(query)[0], ops.shape(candidate)[0], query.dtype, **given
+        )
+        query = query / self.temperature
+        if self.num_negatives is None:
+            result = logits.all_logits(query, candidate, scoring, in_batch)
+        elif self.sampling == "hardest":
+            result = logits.hardest_logits(
+                query, candidate, scoring, self.num_negatives
+            )
+        else:
+            shifts = logits.draw_shifts(self.num_negatives, in_batch, uniform)
+            result = logits.sampled_logits(
+                query, candidate, scoring, shifts, in_batch
+            )
         if self.return_logits:
             return result
         losses = scoring_lib.cross_entropy_with_first(result)
@@ -213,13 +303,21 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
     def _check(self, given):
         arguments.batch(**given)
-        rows = given["query"].shape[0]
         if self.return_logits and given["sample_weight"] is not None:
             raise ValueError(
                 "`sample_weight` cannot be given to the layer with "
                 "`return_logits=True`, since logits have no weight. Give it "
                 "to `fit`, or to the loss."
             )
+        # The hardest negatives may be extra ones, rotation is in the batch;
+        # in the other direction there are no extra ones.
+        of = "candidate" if self.sampling == "hardest" else "query"
+        rows = given["query" if self.symmetric else of].shape[0]
+        if isinstance(rows, int):
+            rows *= self._replicas
+        self._check_count(rows)
+
+    def _check_count(self, rows):
         if (
             self.num_negatives is not None
             and isinstance(rows, int)
@@ -228,22 +326,24 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         ):
             raise ValueError(
                 "`num_negatives` must be smaller than the batch: a row has "
-                f"as many negatives as there are other rows, {rows - 1}. "
+                f"{rows - 1} negatives to choose from. "
                 f"Received: num_negatives={self.num_negatives}"
             )
 
-    def _full(self, query, training):
-        """Returns the queries if the batch is full, with a static size."""
-        shape = tuple(query.shape)
+    def _full(self, given, training):
+        """Returns the tensors of the batch if it is full."""
+        shape = tuple(given["query"].shape)
         try:
             self._batch_size.check(self.name, shape, training)
         except PartialBatchError:
             engines.give_back_weights()
             raise
-        message = self._batch_size.message(self.name)
-        if self._batch_size.rows is not None:
-            return engines.require_rows(query, self._batch_size.rows, message)
-        return engines.require_two_rows(query, message)
+        return engines.require_rows(
+            given,
+            self._batch_size.rows,
+            self._batch_size.message(self.name),
+            self._batch_size.label,
+        )
 
     @property
     def _maths_dtype(self):
@@ -270,13 +370,37 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             shape = (rows, self._columns(rows, candidates))
         return keras.KerasTensor(shape, dtype=self._maths_dtype)
 
+    @property
+    def _replicas(self):
+        """How many replicas' candidates a row is scored against."""
+        return replicas.count() if self.cross_replica else 1
+
     def _columns(self, rows, candidates):
         """Returns 1 + K, or None where it depends on an unknown size."""
-        if self.num_negatives is None:
-            return candidates
-        if rows is None or candidates is None:
+        if self.sampling == "hardest":
+            return 1 + self.num_negatives
+        if candidates is None:
             return None
-        return 1 + self.num_negatives + candidates - rows
+        if self.num_negatives is None:
+            return candidates * self._replicas
+        if rows is None:
+            return None
+        extra = (candidates - rows) * self._replicas
+        return 1 + self.num_negatives + extra
+
+    def save_own_variables(self, store):
+        """Saves where the random shifts are, which Keras would not."""
+        super().save_own_variables(store)
+        if self._draws:
+            store["shifts"] = ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store):
+        """Loads it, so that training goes on as if it had not stopped."""
+        stored = {name: store[name] for name in store.keys()}
+        shifts = stored.pop("shifts", None)
+        super().load_own_variables(stored)
+        if self._draws and shifts is not None:
+            self.seed_generator.state.assign(shifts)
 
     def get_config(self):
         """Returns the arguments of the constructor."""
@@ -284,7 +408,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         config.update(
             num_negatives=self.num_negatives,
             sampling=self.sampling,
-            temperature=self.temperature,
+            temperature=self._temperature,
             symmetric=self.symmetric,
             cross_replica=self.cross_replica,
             batch_size=self.batch_size,
@@ -292,3 +416,28 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             seed=self.seed,
         )
         return config
+
+
+def _reversed(given):
+    """Returns the arguments of the candidate-to-query direction.
+
+    Row i's positive is query i, and the other queries are its negatives: not
+    those of the same id, nor those whose own positive is the same candidate.
+    The sampling probabilities and the mask are of candidates as negatives, so
+    they have no part in it, as the extra candidates.
+    """
+    rows = ops.shape(given["query"])[0]
+    candidate_ids = given["candidate_ids"]
+    return {
+        "query": given["candidate"][:rows],
+        "candidate": given["query"],
+        "candidate_ids": given["query_ids"],
+        "query_ids": None if candidate_ids is None else candidate_ids[:rows],
+        "candidate_sampling_probability": None,
+        "candidate_mask": None,
+        "sample_weight": given["sample_weight"],
+    }
+
+
+def _at_most_log_scale(log_scale):
+    return ops.minimum(log_scale, _MOST_LOG_SCALE)

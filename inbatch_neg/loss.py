@@ -5,6 +5,7 @@ import keras
 from inbatch_neg import scoring
 
 
+@keras.saving.register_keras_serializable(package="inbatch_neg")
 class InBatchNegativeLoss(keras.losses.Loss):
     """Reduces the output of `InBatchNegativeSoftmax` to a training loss.
 

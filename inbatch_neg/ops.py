@@ -50,15 +50,16 @@ def in_batch_softmax_loss(
         negative left has loss 0 and gradient 0.
 
     Raises:
-        ValueError: if a shape does not fit.
+        ValueError: if a shape does not fit, or for a temperature that is a
+            number and not above 0.
         TypeError: if a dtype does not fit: float ids, integer probabilities.
 
     Example:
     >>> import numpy as np
     >>> query = candidate = np.eye(3, dtype="float32")
     >>> loss = in_batch_softmax_loss(query, candidate, temperature=0.5)
-    >>> np.asarray(loss).round(4).tolist()
-    [0.2395, 0.2395, 0.2395]
+    >>> print(np.asarray(loss).round(4))
+    [0.2395 0.2395 0.2395]
 
     References: Yi et al. 2019, "Sampling-bias-corrected neural modeling for
     large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996).
@@ -73,6 +74,10 @@ def in_batch_softmax_loss(
         sample_weight=sample_weight,
     )
     arguments.batch(**given)
+    temperature = arguments.temperature(temperature)
+    if not isinstance(temperature, float):
+        dtype = scoring.compute_dtype(given["query"], given["candidate"])
+        temperature = ops.cast(temperature, dtype)
     return walk.batch_loss(
         temperature=temperature, with_gradients=True, **given
     )

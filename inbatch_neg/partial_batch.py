@@ -93,31 +93,39 @@ class BatchSize:
         """The error of a batch whose rows are only known at run time."""
         return _message(layer_name, ("?", "..."), self.rows)
 
+    @property
+    def label(self):
+        """The fix in the letters that the name of an operation may have."""
+        return f"Partial_batch.Fix.inbatch_neg.full_batches.data.{self.rows}"
+
 
 def _message(layer_name, shape, expected):
+    rows = shape[0]
     size = "batch_size" if expected in (None, 1) else expected
-    shape = "(" + ", ".join(str(d) for d in shape) + ")"
-    if shape.startswith("(None"):
-        what = (
-            f"`{layer_name}` was traced with queries of shape {shape}: the "
-            "number of rows is unknown, so the last batch may be partial"
+    got = f"`{layer_name}` got queries of shape {_text(shape)}"
+    again = ""
+    if rows is None:
+        got += ": the number of rows is unknown, so the last may be partial"
+        again = (
+            " If every batch is full already, the model was traced for "
+            "another batch size before: call `compile` again."
         )
-    elif shape.startswith("(1,"):
-        what = (
-            f"`{layer_name}` got queries of shape {shape}: a batch of one "
-            "row has no negatives"
-        )
-    elif shape.startswith("(?"):
-        what = f"`{layer_name}` got a batch with another number of rows"
-    else:
-        what = f"`{layer_name}` got queries of shape {shape}"
+    elif rows == 1:
+        got += ": a batch of one row has no negatives"
+    elif rows == "?":
+        got = f"`{layer_name}` got a batch with another number of rows"
     if expected in (None, 1):
-        what += ". Expected: the same number of rows, 2 or more, every time."
+        expected = "the same number of rows, 2 or more,"
     else:
-        what += f". Expected: {expected} rows every time."
+        expected = f"{expected} rows"
     return (
         f"Partial batch. Fix: `inbatch_neg.full_batches(data, {size})`, or "
         f"`dataset.batch({size}, drop_remainder=True)`; with a PyTorch "
-        f"`DataLoader`, `drop_last=True`. {what} If every size is fine, "
-        'construct the layer with `batch_size="any"`.'
+        f"`DataLoader`, `drop_last=True`. {got}. Expected: {expected} every "
+        "time. If every size is fine, construct the layer with "
+        f'`batch_size="any"`.{again}'
     )
+
+
+def _text(shape):
+    return "(" + ", ".join(str(size) for size in shape) + ")"

@@ -29,14 +29,16 @@ class Scoring(NamedTuple):
         own_bias: (B,) added to the score of a row's own positive, or None.
         codes: pairs of int32 codes, (B,) of the rows and (C,) of the
             candidates; a negative with the code of the row is left out.
-        own_left_out: whether these rules leave a row's own positive out too,
-            so that it must be put back: a bool, or (B,) bools.
+        masked_columns: (C,) bools, candidates that are left out of all rows,
+            or None.
+
+    What is left out may include a row's own positive; it stays all the same.
     """
 
     column_bias: Any = None
     own_bias: Any = None
     codes: tuple = ()
-    own_left_out: Any = False
+    masked_columns: Any = None
 
 
 def make(
@@ -55,49 +57,57 @@ def make(
         candidates: Number of candidates C, likewise.
         dtype: Of the scores.
         candidate_ids: (C,) integers or strings, or None.
-        query_ids: (B,) integers or strings, or None.
+        query_ids: integers or strings, or None: (B,), or more than B where
+            the candidates after the first B are positives of rows elsewhere.
         candidate_sampling_probability: (C,) in (0, 1], or None.
         candidate_mask: (C,) bool, or None.
     """
     column_bias = own_bias = None
-    own_left_out: Any = False
     codes = []
     if candidate_sampling_probability is not None:
         # The correction of Yi et al. 2019: the score minus log q.
         column_bias = -ops.log(
             ops.maximum(
                 ops.cast(candidate_sampling_probability, dtype),
-                SMALLEST_PROBABILITY,
+                constant(SMALLEST_PROBABILITY, dtype),
             )
         )
         column_bias = ops.stop_gradient(column_bias)
         own_bias = column_bias[:rows]
+    masked_columns = None
     if candidate_mask is not None:
-        if column_bias is None:
-            column_bias = ops.zeros_like(candidate_mask, dtype=dtype)
-        column_bias = ops.where(candidate_mask, column_bias, MASKED)
-        own_left_out = ops.logical_not(candidate_mask[:rows])
+        masked_columns = ops.logical_not(candidate_mask)
     if candidate_ids is not None:
         column_codes = engines.dense_codes(candidate_ids)
         codes.append((column_codes[:rows], column_codes))
     if query_ids is not None:
-        row_codes = engines.dense_codes(query_ids)
+        positive_codes = engines.dense_codes(query_ids)
         # Extra candidates belong to no row's query; no code is -1.
-        extra = ops.full((candidates - rows,), -1, dtype="int32")
-        codes.append((row_codes, ops.concatenate([row_codes, extra])))
-    if codes:
-        own_left_out = True
-    return Scoring(column_bias, own_bias, tuple(codes), own_left_out)
+        extra = candidates - ops.shape(positive_codes)[0]
+        extra = ops.full((extra,), -1, dtype="int32")
+        column_codes = ops.concatenate([positive_codes, extra])
+        codes.append((positive_codes[:rows], column_codes))
+    return Scoring(column_bias, own_bias, tuple(codes), masked_columns)
 
 
-def left_out(row_codes, column_codes):
-    """Returns bools, True where a candidate is no negative of the row.
+def constant(value, dtype):
+    """Returns the number as a tensor of this dtype.
+
+    On PyTorch, Keras takes a Python float for a float32, and float64 beside
+    one falls to float32.
+    """
+    return ops.convert_to_tensor(value, dtype=dtype)
+
+
+def left_out(row_codes, column_codes, masked_columns):
+    """Returns bools, True where a candidate is left out; None if nowhere.
 
     Args:
         row_codes: the row half of each pair of `Scoring.codes`, any shape.
         column_codes: the candidate half, of a shape that broadcasts with it.
+        masked_columns: bools of a shape that broadcasts too, or None.
     """
-    hit = None
+    hit = masked_columns
     for row_code, column_code in zip(row_codes, column_codes):
         equal = ops.equal(row_code, column_code)
         hit = equal if hit is None else ops.logical_or(hit, equal)
@@ -106,7 +116,8 @@ def left_out(row_codes, column_codes):
 
 def cross_entropy_with_first(logits):
     """Returns (B,) softmax cross-entropies of (B, 1 + K) with column 0."""
-    return ops.logsumexp(logits, axis=-1) - logits[:, 0]
+    # Subtracted first: beside a large score, the logarithm would be rounded.
+    return ops.logsumexp(logits - logits[:, :1], axis=-1)
 
 
 def compute_dtype(*tensors):

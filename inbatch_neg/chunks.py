@@ -1,0 +1,115 @@
+"""The score matrix in chunks of rows, for walks that never keep it whole."""
+
+from keras import ops
+
+from inbatch_neg import scoring as scoring_lib
+
+# Floats in one chunk of scores, and the rows that it may have. More rows make
+# better matrix products and fewer updates of the candidates' gradient; a
+# larger chunk falls out of the cache.
+_CHUNK_FLOATS = 2**24
+_FEWEST_ROWS = 128
+_MOST_ROWS = 512
+
+
+class RowChunks:
+    """B rows, cut into chunks of R.
+
+    The last chunk ends with the last row, so where R does not divide B it
+    begins among rows of the chunk before: see `is_new`.
+
+    Args:
+        rows: B, an int, or a scalar tensor if it is unknown.
+        most: The most rows of a chunk, an int.
+
+    Attributes:
+        size: R, an int, or a scalar tensor if B is unknown.
+        count: Number of chunks, likewise.
+    """
+
+    def __init__(self, rows, most):
+        self._rows = rows
+        self.size = _minimum(rows, most)
+        self.count = -(-rows // self.size)
+
+    def start(self, index):
+        """Returns the first row of a chunk."""
+        return _minimum(index * self.size, self._rows - self.size)
+
+    def of(self, tensor, start):
+        """Returns the rows of a (B, ...) tensor that are in the chunk."""
+        rest = ops.shape(tensor)[1:]
+        return ops.slice(
+            tensor, (start,) + (0,) * len(rest), (self.size, *rest)
+        )
+
+    def numbers(self, start):
+        """Returns (R,) int32, the numbers of the rows in the chunk."""
+        return start + ops.arange(self.size, dtype="int32")
+
+    def is_new(self, index):
+        """Returns (R, 1) bools, False for the rows of the chunk before."""
+        return self.numbers(self.start(index))[:, None] >= index * self.size
+
+
+class Chunks(RowChunks):
+    """A batch of B rows and C candidates, cut into chunks of rows.
+
+    Args:
+        query: (B, D), already divided by the temperature.
+        candidate: (C, D), row i the positive of query i.
+        scoring: The `Scoring` of the batch.
+    """
+
+    def __init__(self, query, candidate, scoring):
+        self._query = query
+        self._candidate = candidate
+        self._scoring = scoring
+        most = _MOST_ROWS
+        if candidate.shape[0] is not None:
+            fitting = _CHUNK_FLOATS // candidate.shape[0]
+            most = min(max(fitting, _FEWEST_ROWS), most)
+        super().__init__(ops.shape(query)[0], most)
+
+    def own_places(self, start):
+        """Returns (R, 2) int32, the places of the positives in the chunk."""
+        row = ops.arange(self.size, dtype="int32")
+        return ops.stack([row, self.numbers(start)], axis=1)
+
+    def scores(self, start, own_too):
+        """Returns (R, C) scores, `MASKED` where they are left out.
+
+        Args:
+            start: First row of the chunk.
+            own_too: Whether a row's own positive has its score too, or is
+                left out.
+        """
+        query = self.of(self._query, start)
+        scores = ops.matmul(query, ops.transpose(self._candidate))
+        scoring = self._scoring
+        if scoring.column_bias is not None:
+            scores = scores + scoring.column_bias
+        hit = scoring_lib.left_out(
+            [self.of(row, start)[:, None] for row, _ in scoring.codes],
+            [column for _, column in scoring.codes],
+            scoring.masked_columns,
+        )
+        masked = scoring_lib.constant(scoring_lib.MASKED, scores.dtype)
+        if hit is None:
+            if own_too:
+                return scores
+            own = ops.broadcast_to(masked, (self.size,))
+            return ops.scatter_update(scores, self.own_places(start), own)
+        # The rules leave out a row's own positive with its negatives.
+        hit = ops.scatter_update(
+            ops.broadcast_to(hit, ops.shape(scores)),
+            self.own_places(start),
+            ops.full((self.size,), not own_too, "bool"),
+        )
+        return ops.where(hit, masked, scores)
+
+
+def _minimum(one, other):
+    if isinstance(one, int) and isinstance(other, int):
+        return min(one, other)
+    return ops.minimum(one, other)

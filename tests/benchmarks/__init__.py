@@ -1,0 +1,25 @@
+"""Speed and memory of `inbatch_neg` beside its peers, and the targets.
+
+    pip install "inbatch_neg[benchmark,jax,torch]"
+    python -m tests.benchmarks                  # everything, about an hour
+    python -m tests.benchmarks --check          # the targets, minutes
+    python -m tests.benchmarks --only jax-8192  # one measurement
+
+How it is measured: every figure comes from a process of its own
+(`worker.py`), which makes the inputs from one seed, calls the loss and both
+gradients of its mean once at a tiny size and once at full size, and then
+repeats for a second or two. Time is the shortest repeat. Extra memory is the
+peak of resident memory after the calls less the peak before the first call
+at full size. Contenders take turns, A B C A B C, so that a busy machine is
+busy for all; a ratio is the median over the rounds of the ratio within a
+round. Processor time, summed over the threads, hardly depends on who else
+uses the cores. Losses and gradients of contenders are compared, so that
+nobody is fast at other maths.
+
+Where what stands: what is measured in `measurements.py`, the targets in
+`targets.py`, the contenders in `on_tensorflow.py`, `on_jax.py`, `on_torch.py`
+and, since rotation and the layer are compared too, `on_tensorflow_rotation.py`
+and `on_tensorflow_layer.py`.
+
+All of it runs on the CPU, where resident memory tells the whole story.
+"""

@@ -1,0 +1,105 @@
+"""The command line: `python -m tests.benchmarks --help`."""
+
+import argparse
+import json
+import sys
+
+from tests.benchmarks import measurements, report, rounds, targets
+
+
+def main():
+    """Measures, prints, and returns the exit code."""
+    options = _options()
+    wanted = measurements.every(options.largest, options.quick)
+    if options.check:
+        wanted = measurements.only(wanted, targets.names())
+    if options.only:
+        wanted = measurements.only(wanted, options.only)
+    measurements.require_installed(wanted)
+
+    about = report.machine()
+    command = " ".join(["python -m tests.benchmarks", *sys.argv[1:]])
+    print(report.heading(command, about), flush=True)
+    scale_wanted = [m for m in wanted if m.is_scale]
+    if options.plot and not scale_wanted:
+        raise SystemExit("`--plot` needs the measurements `scale`.")
+
+    results = {}
+    for measurement in wanted:
+        if measurement.is_scale:
+            continue
+        found = rounds.run(
+            measurement, options.rounds, options.dimensions, _progress
+        )
+        results[measurement.name] = found
+        print("\n" + report.table(measurement.name, found), flush=True)
+        _write(options.json, command, about, results)
+    if scale_wanted:
+        scale = rounds.run_scale(
+            scale_wanted, options.rounds, options.dimensions, _progress
+        )
+        results.update(scale)
+        print("\n" + report.scale_table(scale), flush=True)
+        _write(options.json, command, about, results)
+        if options.plot:
+            report.plot(scale, options.plot)
+
+    lines, met = report.target_table(targets.TARGETS, results)
+    print("\n" + lines)
+    return 1 if options.check and not met else 0
+
+
+def _options():
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description="Speed and memory beside the peers. See the docstring of "
+        "the package for how it is measured.",
+    )
+    add = parser.add_argument
+    add(
+        "--check",
+        action="store_true",
+        help="measure what the targets name; exit code 1 on a miss",
+    )
+    add(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="the beginning of a measurement's name, or measurement:contender",
+    )
+    add("--rounds", type=int, help="turns of each; 3, with --check 2")
+    add("--quick", action="store_true", help="one round, small batches")
+    add("--dimensions", type=int, default=64, help="D, 64")
+    add("--largest", type=int, default=65_536, help="most rows, 65,536")
+    add("--json", default="benchmarks.json", metavar="FILE")
+    add("--plot", metavar="FILE", help="picture of time and memory over B")
+    options = parser.parse_args()
+    if options.quick and options.check:
+        parser.error("the targets are for full sizes: no --quick with --check")
+    if options.rounds is None:
+        options.rounds = 1 if options.quick else 2 if options.check else 3
+    if options.rounds < 1:
+        parser.error("--rounds must be 1 or more")
+    return options
+
+
+def _progress(line):
+    print(line, file=sys.stderr, flush=True)
+
+
+def _write(path, command, about, results):
+    content = {
+        "command": command,
+        "machine": about,
+        "results": results,
+        "targets": [
+            {**target._asdict(), "figure": target.figure(results)}
+            for target in targets.TARGETS
+        ],
+    }
+    with open(path, "w") as file:
+        json.dump(content, file, indent=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Contenders on TensorFlow: compiled by `tf.function`, without XLA.
+
+Each takes the `Inputs` and returns a function without arguments that gives
+the mean loss and its gradients by the queries and the candidates.
+"""
+
+import tensorflow as tf
+
+
+def differentiated(inputs, loss_of, **tensors):
+    """Returns the compiled step of `loss_of(query, candidate, **tensors)`."""
+    query = tf.constant(inputs.query)
+    candidate = tf.constant(inputs.candidate)
+    tensors = {name: tf.constant(value) for name, value in tensors.items()}
+
+    @tf.function
+    def step(query, candidate, tensors):
+        with tf.GradientTape() as tape:
+            tape.watch([query, candidate])
+            loss = loss_of(query, candidate, **tensors)
+        return loss, *tape.gradient(loss, [query, candidate])
+
+    return lambda: step(query, candidate, tensors)
+
+
+def ours(inputs):
+    """`inbatch_neg.ops.in_batch_softmax_loss`."""
+    from inbatch_neg import ops
+
+    def loss_of(query, candidate, **rules):
+        losses = ops.in_batch_softmax_loss(query, candidate, **rules)
+        return tf.reduce_mean(losses)
+
+    return differentiated(inputs, loss_of, **inputs.rules)
+
+
+def tfrs(inputs):
+    """TensorFlow Recommenders' retrieval task. It sums over the batch."""
+    import tensorflow_recommenders
+
+    task = tensorflow_recommenders.tasks.Retrieval(
+        remove_accidental_hits=inputs.with_rules
+    )
+    rows = len(inputs.query)
+
+    def loss_of(query, candidate, **rules):
+        loss = task(query, candidate, compute_metrics=False, **rules)
+        return loss / rows
+
+    return differentiated(inputs, loss_of, **inputs.rules)
+
+
+def keras_rs(inputs):
+    """Keras Recommenders' layers, one-hot labels and Keras' cross-entropy."""
+    import keras
+    import keras_rs as library
+
+    correct = library.layers.SamplingProbabilityCorrection()
+    remove_hits = library.layers.RemoveAccidentalHits()
+    cross_entropy = keras.losses.CategoricalCrossentropy(from_logits=True)
+
+    def loss_of(
+        query,
+        candidate,
+        candidate_ids=None,
+        candidate_sampling_probability=None,
+    ):
+        logits = keras.ops.matmul(query, keras.ops.transpose(candidate))
+        labels = keras.ops.eye(*logits.shape)
+        if inputs.with_rules:
+            logits = correct(logits, candidate_sampling_probability)
+            logits = remove_hits(logits, labels, candidate_ids)
+        return cross_entropy(labels, logits)
+
+    return differentiated(inputs, loss_of, **inputs.rules)
+
+
+def plain(inputs):
+    """A matrix product and TensorFlow's sparse softmax cross-entropy."""
+
+    def loss_of(
+        query,
+        candidate,
+        candidate_ids=None,
+        candidate_sampling_probability=None,
+    ):
+        scores = tf.matmul(query, candidate, transpose_b=True)
+        rows = tf.range(len(inputs.query))
+        if inputs.with_rules:
+            scores -= tf.math.log(candidate_sampling_probability)
+            same = candidate_ids[:, None] == candidate_ids[None, :]
+            same &= rows[:, None] != rows[None, :]
+            scores = tf.where(same, -1e30, scores)
+        return tf.reduce_mean(
+            tf.nn.sparse_softmax_cross_entropy_with_logits(rows, scores)
+        )
+
+    return differentiated(inputs, loss_of, **inputs.rules)
+
+
+def limit(inputs):
+    """The three matrix products that any exact gradient needs, and no more.
+
+    From 32,768 rows on by blocks of rows, of 1 GB of scores each.
+    """
+    query = tf.constant(inputs.query)
+    candidate = tf.constant(inputs.candidate)
+    block_rows = max(2**28 // len(inputs.query), 1)
+
+    @tf.function
+    def products(block, candidate):
+        scores = tf.matmul(block, candidate, transpose_b=True)
+        return (
+            tf.matmul(scores, candidate),
+            tf.matmul(scores, block, transpose_a=True),
+        )
+
+    def step():
+        for start in range(0, len(inputs.query), block_rows):
+            products(query[start : start + block_rows], candidate)
+
+    return step

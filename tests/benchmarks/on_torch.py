@@ -1,0 +1,73 @@
+"""Contenders on PyTorch, eager. See `on_tensorflow.py`."""
+
+import torch
+
+
+def _differentiated(inputs, loss_of):
+    query = torch.tensor(inputs.query, requires_grad=True)
+    candidate = torch.tensor(inputs.candidate, requires_grad=True)
+
+    def step():
+        loss = loss_of(query, candidate)
+        gradients = torch.autograd.grad(loss, [query, candidate])
+        return loss.detach(), *gradients
+
+    return step
+
+
+def ours(inputs):
+    """`inbatch_neg.ops.in_batch_softmax_loss`."""
+    from inbatch_neg import ops
+
+    def loss_of(query, candidate):
+        return torch.mean(ops.in_batch_softmax_loss(query, candidate))
+
+    return _differentiated(inputs, loss_of)
+
+
+def plain(inputs):
+    """A matrix product and PyTorch's cross-entropy."""
+    labels = torch.arange(len(inputs.query))
+
+    def loss_of(query, candidate):
+        scores = query @ candidate.T
+        return torch.nn.functional.cross_entropy(scores, labels)
+
+    return _differentiated(inputs, loss_of)
+
+
+def sentence_transformers(inputs):
+    """Its `MultipleNegativesRankingLoss`, of a model that does nothing.
+
+    With dot products in place of cosines it has the same maths as the others.
+    """
+    from sentence_transformers import util
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+
+    class Identity(torch.nn.Module):
+        def forward(self, features):
+            return features
+
+    mnrl = MultipleNegativesRankingLoss(
+        Identity(), scale=1.0, similarity_fct=util.dot_score
+    )
+
+    def loss_of(query, candidate):
+        columns = [
+            {"sentence_embedding": tensor} for tensor in (query, candidate)
+        ]
+        return mnrl(columns, None)
+
+    return _differentiated(inputs, loss_of)
+
+
+def limit(inputs):
+    """The three matrix products that any exact gradient needs."""
+    query = torch.tensor(inputs.query)
+    candidate = torch.tensor(inputs.candidate)
+
+    def step():
+        scores = query @ candidate.T
+        return None, scores @ candidate, scores.T @ query
+
+    return step

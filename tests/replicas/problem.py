@@ -1,0 +1,144 @@
+"""One small training that every engine runs, alone and over replicas.
+
+A program of this folder trains every case for three steps of SGD from the
+same weights and writes what came out; the test compares the files.
+"""
+
+import keras
+import numpy as np
+
+import inbatch_neg
+
+STEPS = 3
+GLOBAL_ROWS = 16
+USERS, ITEMS, DIMENSIONS = 12, 10, 4
+
+# Arguments of the layer, inputs that it gets, and whether `fit` has weights.
+CASES = {
+    "plain": ({}, (), False),
+    "everything": (
+        {"temperature": 0.3},
+        ("candidate_ids", "query_ids", "probability", "weight"),
+        False,
+    ),
+    "fit_weights": ({"temperature": 0.5}, ("candidate_ids",), True),
+    "extra_and_mask": ({}, ("candidate_ids", "query_ids", "extra"), False),
+    "rotation": (
+        {"num_negatives": 11, "seed": 3},
+        ("candidate_ids", "query_ids", "probability", "weight"),
+        False,
+    ),
+    "logits": ({"return_logits": True}, ("candidate_ids", "extra"), True),
+    "two_shifts_logits": (
+        {"num_negatives": 2, "seed": 7, "return_logits": True},
+        ("extra",),
+        False,
+    ),
+}
+
+
+def data():
+    """Returns the rows of all steps, in order: few ids, so many collide."""
+    random = np.random.default_rng(11)
+    rows = STEPS * GLOBAL_ROWS
+    return {
+        "user": random.integers(0, USERS, rows),
+        "item": random.integers(0, ITEMS, rows),
+        # Two explicit hard negatives of every row, some masked.
+        "extra": random.integers(0, ITEMS, (rows, 2)),
+        # Not bools: under `tf.distribute`, `fit` of Keras 3.15 adds up a first
+        # batch of all inputs, which TensorFlow refuses for bools.
+        "extra_mask": random.binomial(1, 0.7, (rows, 2)),
+        "candidate_mask": random.binomial(1, 0.8, rows),
+        "probability": random.uniform(0.001, 0.3, rows).astype("float32"),
+        "weight": random.uniform(0.0, 2.0, rows).astype("float32"),
+    }
+
+
+class TwoTowers(keras.Model):
+    """Two towers that end in the layer; both weights are embeddings."""
+
+    def __init__(self, arguments, inputs, cross_replica):
+        super().__init__()
+        self.inputs_used = inputs
+        self.users = keras.layers.Embedding(USERS, DIMENSIONS, name="users")
+        self.items = keras.layers.Embedding(ITEMS, DIMENSIONS, name="items")
+        self.dense = keras.layers.Dense(DIMENSIONS, name="dense")
+        self.softmax = inbatch_neg.InBatchNegativeSoftmax(
+            cross_replica=cross_replica, **arguments
+        )
+
+    def call(self, batch, training=None):
+        ops = keras.ops
+        used = self.inputs_used
+        query = self.dense(self.users(batch["user"]))
+        ids = batch["item"]
+        given = {}
+        if "extra" in used:
+            ids = ops.concatenate([ids, ops.reshape(batch["extra"], (-1,))])
+            extra_mask = ops.reshape(batch["extra_mask"], (-1,))
+            mask = ops.concatenate([batch["candidate_mask"], extra_mask])
+            given["candidate_mask"] = ops.cast(mask, "bool")
+        candidate = self.items(ids)
+        if "candidate_ids" in used:
+            given["candidate_ids"] = ids
+        if "query_ids" in used:
+            given["query_ids"] = batch["user"]
+        if "probability" in used:
+            given["candidate_sampling_probability"] = batch["probability"]
+        if "weight" in used:
+            given["sample_weight"] = batch["weight"]
+        return self.softmax(query, candidate, training=training, **given)
+
+
+def model(case, cross_replica):
+    """Returns the built model of a case with fixed weights."""
+    arguments, inputs, _ = CASES[case]
+    towers = TwoTowers(arguments, inputs, cross_replica)
+    towers.users.build((None,))
+    towers.items.build((None,))
+    towers.dense.build((None, DIMENSIONS))
+    random = np.random.default_rng(5)
+    for weight in towers.trainable_weights:
+        weight.assign(random.normal(size=weight.shape).astype("float32"))
+    return towers
+
+
+def fit_arguments(case):
+    """Returns the rows as `fit` takes them: (x,) or (x, y, weights)."""
+    rows = data()
+    if CASES[case][2]:
+        return (rows, np.zeros(len(rows["user"])), rows["weight"])
+    return (rows,)
+
+
+def fit(towers, dataset, learning_rate=0.5):
+    """Trains with Keras' `fit`; returns the reported losses by step."""
+    towers.compile(
+        keras.optimizers.SGD(learning_rate),
+        loss=inbatch_neg.InBatchNegativeLoss(),
+    )
+    history = towers.fit(dataset, shuffle=False, verbose=0)
+    return history.history["loss"]
+
+
+def result(towers, losses):
+    """Returns what is compared: every trainable weight, and the losses."""
+    out = {
+        f"{number}_{weight.name}": keras.ops.convert_to_numpy(weight)
+        for number, weight in enumerate(towers.trainable_weights)
+    }
+    out["losses"] = np.asarray(losses, dtype="float64")
+    return out
+
+
+def save(path, results):
+    """Writes the results of all cases to one file."""
+    np.savez(
+        path,
+        **{
+            f"{case}/{name}": value
+            for case, values in results.items()
+            for name, value in values.items()
+        },
+    )
