@@ -150,7 +150,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 "with `return_logits=True`. Use two layers, or the losses."
             )
         self._batch_size = BatchSize(batch_size)
-        if self.sampling == "rotation":
+        if self.sampling == "rotation" and not self.cross_replica:
             self._check_count(self._batch_size.rows)
         if seed is not None:
             seed = arguments.integer(
