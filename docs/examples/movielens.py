@@ -92,8 +92,8 @@ def streaming(pairs):
 
 
 def memory(pairs):
-    """The last 4096 items of earlier batches too, after the first epoch."""
-    stored = inbatch_neg.CrossBatchMemory(4096, warmup_steps=96)
+    """The 1024 items of the batch before too, from the second epoch on."""
+    stored = inbatch_neg.CrossBatchMemory(1024, warmup_steps=96)
     softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=0.2)
     return softmax(
         pairs.user,
@@ -162,7 +162,7 @@ RECIPES = {
     "rotation": Recipe("rotation, 10 negatives", rotation),
     "recipe": Recipe("unit length, 0.2, log q, masks", corrected),
     "streaming": Recipe("... q estimated while training", streaming),
-    "memory": Recipe("... and a memory of 4096", memory),
+    "memory": Recipe("... and a memory of 1024", memory),
     "hardest": Recipe("... the hardest 100 alone", hardest),
     "symmetric": Recipe("... in both directions", symmetric),
     "mixed": Recipe("... and 1024 uniform negatives", mixed),
