@@ -124,7 +124,8 @@ def test_named_recipes_run_alone_and_seeds_have_a_deviation(
     title = "dot product, temperature 1"
     assert list(results) == ["popularity", title]
     first, second = (run.recall for run in results[title])
-    assert first != second
+    # Recalls of 40 users may agree by chance.
+    assert len({run.ndcg for run in results[title]}) == 2
     mean, deviation = (first + second) / 2, abs(first - second) / 2**0.5
     out = capsys.readouterr().out
     assert f"{mean:.3f} +- {deviation:.3f}" in out
