@@ -130,7 +130,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 shape=(),
                 dtype=self._maths_dtype,
                 initializer=keras.initializers.Constant(_FIRST_LOG_SCALE),
-                constraint=_at_most_log_scale,
+                constraint=_AtMostLogScale(),
             )
         else:
             temperature = arguments.positive_number("temperature", temperature)
@@ -439,5 +439,6 @@ def _reversed(given):
     }
 
 
-def _at_most_log_scale(log_scale):
-    return ops.minimum(log_scale, _MOST_LOG_SCALE)
+class _AtMostLogScale(keras.constraints.Constraint):
+    def __call__(self, value):
+        return ops.minimum(value, _MOST_LOG_SCALE)
