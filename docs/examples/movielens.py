@@ -199,7 +199,14 @@ def build(recipe, split, seed):
         split.probability,
         seed,
     )
-    model = keras.Model([user_id, item_id, probability], recipe.losses(pairs))
+    # By name: Keras 3.5 gives a dict of rows to a list of inputs in the order
+    # of the sorted names.
+    inputs = {
+        "user_id": user_id,
+        "item_id": item_id,
+        "probability": probability,
+    }
+    model = keras.Model(inputs, recipe.losses(pairs))
     return model, user_tower, item_tower
 
 
