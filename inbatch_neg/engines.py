@@ -63,6 +63,20 @@ def put_rows(tensor, start, rows):
     return ops.slice_update(tensor, (start, *rest), rows)
 
 
+def after(tensor, earlier):
+    """Returns `tensor`, to be used once `earlier` is there.
+
+    TensorFlow starts whatever is ready, so that the intermediate tensors of
+    all parts of a graph would be in memory at the same time.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return tensor
+    import tensorflow as tf
+
+    with tf.control_dependencies([earlier]):
+        return tf.identity(tensor)
+
+
 def product(left, right):
     """Returns the matrix product, in the dtype of both.
 

@@ -108,7 +108,7 @@ def _meet(tensor, others, shifts, function, columns):
     if isinstance(shifts.shape[0], int):
         most = max(_MET_FLOATS // (shifts.shape[0] * dimensions), most)
 
-    def of_chunk(chunks, start):
+    def of_chunk(chunks, start, shifts):
         places = _around(chunks.numbers(start), shifts, ops.shape(others)[0])
         met = ops.take(others, places, axis=0)  # (R, N, D)
         return function(start, chunks, met)
@@ -118,12 +118,15 @@ def _meet(tensor, others, shifts, function, columns):
         parts = []
         for start in range(0, rows, most):
             part = RowChunks(rows, min(most, rows - start))
-            parts.append(of_chunk(part, start))
+            if parts:
+                # One chunk of vectors in memory at a time.
+                shifts = engines.after(shifts, parts[-1])
+            parts.append(of_chunk(part, start, shifts))
         return ops.concatenate(parts) if parts[1:] else parts[0]
 
     def visit(index, result):
         start = chunks.start(index)
-        return engines.put_rows(result, start, of_chunk(chunks, start))
+        return engines.put_rows(result, start, of_chunk(chunks, start, shifts))
 
     result = ops.zeros((rows, columns), tensor.dtype)
     return ops.fori_loop(0, chunks.count, visit, result)
