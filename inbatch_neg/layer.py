@@ -236,6 +236,9 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             return self._shape_alone(query, candidate)
         given = arguments.to_tensors(**given)
         self._check(given)
+        if self.cross_replica:
+            # Before a replica may refuse its own rows, and the others wait.
+            given = replicas.require_alike(given)
         given = self._full(given, training)
         for name in ("query", "candidate"):
             given[name] = ops.cast(given[name], self._maths_dtype)

@@ -49,6 +49,17 @@ def _strategy_count():
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+def require_alike(batch):
+    """Returns the batch, refused on every replica if one's has other sizes.
+
+    On JAX there is but one, global batch.
+    """
+    if keras.backend.backend() == "jax":
+        return batch
+    collectives = _collectives()
+    return batch if collectives is None else collectives.require_alike(batch)
+
+
 def run(function, batch, uniform=None):
     """Returns `function(batch, uniform)`, with everyone's candidates.
 
@@ -71,7 +82,6 @@ def run(function, batch, uniform=None):
     if uniform is not None:
         own = ops.shape(uniform)[0]
         uniform = collectives.all_gather(uniform)[:own]
-    batch = collectives.require_alike(batch)
     batch = _with_all_candidates(batch, collectives)
     return function(batch, rows * collectives.count, uniform)
 

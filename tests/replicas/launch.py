@@ -102,3 +102,92 @@ def assert_equal_results(expected, actual, cases=()):
         scale = np.abs(expected[name]).max()
         error = np.abs(actual[name] - expected[name]).max() / scale
         assert error <= 1e-5, f"{name}: {error:.1e}"
+
+
+def columns(folder, engine, replicas):
+    """Returns what `columns.py` shows, the replicas' rows in order."""
+    (port,) = free_ports(1)
+    processes = replicas if engine == "torch" else 1
+    finish(
+        [
+            start(
+                "columns.py",
+                folder / f"{rank}.npz",
+                rank,
+                replicas,
+                port,
+                engine=engine,
+                log=folder / f"{rank}.log",
+            )
+            for rank in range(processes)
+        ]
+    )
+    found = [np.load(folder / f"{rank}.npz") for rank in range(processes)]
+    return {
+        name: np.concatenate([one[name] for one in found]) for name in found[0]
+    }
+
+
+def assert_global_columns(found, rows):
+    """Column j of row i is candidate i + j, of the global batch of `rows`."""
+    places = np.arange(rows)
+    expected = (places[:, None] + places) % rows
+    np.testing.assert_array_equal(found["all"], expected)
+    shifts = (found["shifts"] - places[:, None]) % rows
+    assert (shifts == shifts[0]).all(), "the replicas' shifts differ"
+    assert shifts[0, 0] == 0
+    assert len(set(shifts[0])) == shifts.shape[1]
+
+
+def assert_survivors_and_resumption(
+    folder, start, survivor_code, engine_timeout
+):
+    """Kills a worker, and sees training end, and later go on to the result.
+
+    Args:
+        folder: Empty folder.
+        start: Function of a folder, the number of workers and the event that
+            returns the started processes.
+        survivor_code: Exit code after an error of the engine.
+        engine_timeout: Seconds that the engine was told to wait.
+    """
+    for name in ("alone", "together"):
+        (folder / name).mkdir()
+    finish(start(folder / "alone", 1, "nothing"))
+    processes = start(folder / "together", 2, "kill")
+    killed = processes[-1]
+    killed.wait(TIMEOUT)
+    began = time.monotonic()
+    codes = wait(processes)
+    assert codes == [survivor_code, -9], tail(processes[0])
+    assert time.monotonic() - began < engine_timeout + 20
+    processes = start(folder / "together", 2, "nothing")
+    finish(processes)
+    for rank, process in enumerate(processes):
+        # The step of the kill had not been saved.
+        assert "steps 3 6" in process.log.read_text()
+        assert_equal_results(
+            folder / "alone" / "0.npz", folder / "together" / f"{rank}.npz"
+        )
+
+
+def assert_backup_restores(folder, engine):
+    """Kills a `fit` in its second epoch; a second one ends as if not."""
+
+    def fit(name, event):
+        return start(
+            "killed_fit.py",
+            folder / f"{name}.npz",
+            folder / f"{name}_backup",
+            event,
+            engine=engine,
+            log=folder / f"{name}_{event}.log",
+        )
+
+    finish([fit("whole", "nothing")])
+    assert wait([fit("killed", "kill")]) == [-9]
+    assert not (folder / "killed.npz").exists()
+    second = fit("killed", "nothing")
+    finish([second])
+    assert "epochs trained: [1, 2]" in second.log.read_text()
+    assert_equal_results(folder / "whole.npz", folder / "killed.npz")

@@ -28,6 +28,16 @@ CASES = {
         ("candidate_ids", "query_ids", "probability", "weight"),
         False,
     ),
+    "symmetric": (
+        {"symmetric": True, "temperature": "learned"},
+        ("candidate_ids", "query_ids", "weight"),
+        False,
+    ),
+    "hardest": (
+        {"num_negatives": 9, "sampling": "hardest"},
+        ("candidate_ids", "query_ids", "extra"),
+        False,
+    ),
     "logits": ({"return_logits": True}, ("candidate_ids", "extra"), True),
     "two_shifts_logits": (
         {"num_negatives": 2, "seed": 7, "return_logits": True},
@@ -98,6 +108,7 @@ def model(case, cross_replica):
     towers.users.build((None,))
     towers.items.build((None,))
     towers.dense.build((None, DIMENSIONS))
+    towers.softmax.build((None, DIMENSIONS))
     random = np.random.default_rng(5)
     for weight in towers.trainable_weights:
         weight.assign(random.normal(size=weight.shape).astype("float32"))

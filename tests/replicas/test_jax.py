@@ -1,5 +1,7 @@
 """JAX: `keras.distribution` on virtual CPU devices."""
 
+import json
+
 import pytest
 
 from tests.replicas import launch
@@ -47,3 +49,44 @@ def test_four_devices_equal_one_device(alone, tmp_path, way, kind, cases):
     file = tmp_path / "distributed.npz"
     launch.finish([train(file, way, kind, 4, *cases)])
     launch.assert_equal_results(alone[way], file, cases)
+
+
+def test_columns_follow_the_global_batch(tmp_path):
+    found = launch.columns(tmp_path, ENGINE, replicas=4)
+    launch.assert_global_columns(found, rows=16)
+    # JAX has one global batch, whatever the devices.
+    assert found["own_rows"].shape == (16, 16)
+
+
+def test_candidates_are_communicated_once_and_devices_share_the_rows(tmp_path):
+    rows, dimensions = 8192, 64
+    log = tmp_path / "compiled.log"
+    launch.finish(
+        [launch.start("compiled_jax.py", rows, engine=ENGINE, log=log)]
+    )
+    lines = [x for x in log.read_text().splitlines() if x.startswith("{")]
+    across, left_alone = map(json.loads, lines)
+    assert across["collectives"] == [
+        f"all-gather f32[{rows},{dimensions}]",  # the candidates
+        "all-reduce f32[]",  # the mean loss
+        f"reduce-scatter f32[{rows // 4},{dimensions}]",  # their gradients
+    ]
+    assert across["in_loops"] == []
+    # Each device walks over its own quarter of the rows.
+    (trips,) = across["trips"]
+    assert left_alone["trips"] == [4 * trips]
+    chunk = rows // 4 // trips
+    # No table of scores but a chunk's; (B_local + B_global) D and a chunk.
+    largest = max(
+        int(a) * int(b)
+        for a, b in (s[4:-1].split(",") for s in across["shapes"])
+    )
+    assert largest <= chunk * rows
+    floats = 12 * rows * dimensions + 3 * chunk * rows
+    assert across["temporary_bytes"] < 4 * floats
+    # What the compiler makes of the global arrays by itself.
+    assert len(left_alone["in_loops"]) >= 4
+
+
+def test_backup_and_restore_after_a_kill(tmp_path):
+    launch.assert_backup_restores(tmp_path, ENGINE)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.replicas import launch
@@ -37,7 +38,10 @@ def alone(tmp_path_factory):
 
 
 def workers(program, number, log, *arguments):
-    """Starts one process per worker, joined over gRPC on 127.0.0.1."""
+    """Starts one process per worker, joined over gRPC on 127.0.0.1.
+
+    `{rank}` in an argument becomes the number of the worker.
+    """
     cluster = {
         "worker": [f"127.0.0.1:{port}" for port in launch.free_ports(number)]
     }
@@ -81,3 +85,41 @@ def test_two_workers_equal_one_device(alone, tmp_path):
     )
     for rank in range(2):
         launch.assert_equal_results(alone["loop"], tmp_path / f"{rank}.npz")
+
+
+def faulty(folder, number, event):
+    """Starts workers in which something goes wrong."""
+    arguments = ("faults_tensorflow.py", folder, number, event)
+    if number == 1:
+        log = folder / "alone.log"
+        return [launch.start(*arguments, engine=ENGINE, log=log)]
+    return workers(arguments[0], number, folder / event, *arguments[1:])
+
+
+def test_columns_follow_the_global_batch(tmp_path):
+    found = launch.columns(tmp_path, ENGINE, replicas=2)
+    launch.assert_global_columns(found, rows=8)
+    own = found["own_rows"]
+    assert own.shape == (8, 4)
+    np.testing.assert_array_equal(
+        own // 4, np.arange(8)[:, None] // 4 + 0 * own
+    )
+
+
+def test_unequal_rows_are_an_error_on_every_worker(tmp_path):
+    processes = faulty(tmp_path, 2, "unequal")
+    assert launch.wait(processes) == [4, 4]
+    for process in processes:
+        text = process.log.read_text()
+        assert "InvalidArgumentError" in text
+        assert "needs the same number of rows" in text
+
+
+def test_training_survives_a_killed_worker(tmp_path):
+    launch.assert_survivors_and_resumption(
+        tmp_path, faulty, survivor_code=4, engine_timeout=20
+    )
+
+
+def test_backup_and_restore_after_a_kill(tmp_path):
+    launch.assert_backup_restores(tmp_path, ENGINE)

@@ -1,5 +1,6 @@
 """PyTorch: `torch.distributed` with gloo."""
 
+import numpy as np
 import pytest
 
 from tests.replicas import launch
@@ -37,3 +38,44 @@ def test_processes_equal_one_process(alone, tmp_path, number):
     launch.finish(train(tmp_path, number))
     for rank in range(number):
         launch.assert_equal_results(alone, tmp_path / f"{rank}.npz")
+
+
+def faulty(folder, number, event):
+    """Starts processes in which something goes wrong."""
+    (port,) = launch.free_ports(1)
+    return [
+        launch.start(
+            "faults_torch.py",
+            folder,
+            rank,
+            number,
+            port,
+            event,
+            engine=ENGINE,
+            log=folder / f"{event}{rank}.log",
+        )
+        for rank in range(number)
+    ]
+
+
+def test_columns_follow_the_global_batch(tmp_path):
+    found = launch.columns(tmp_path, ENGINE, replicas=2)
+    launch.assert_global_columns(found, rows=8)
+    own = found["own_rows"]
+    assert own.shape == (8, 4)
+    np.testing.assert_array_equal(
+        own // 4, np.arange(8)[:, None] // 4 + 0 * own
+    )
+
+
+def test_unequal_rows_are_an_error_on_every_process(tmp_path):
+    processes = faulty(tmp_path, 2, "unequal")
+    assert launch.wait(processes) == [3, 3]
+    for process in processes:
+        assert "Received: rows by replica: [8, 6]" in process.log.read_text()
+
+
+def test_training_survives_a_killed_process(tmp_path):
+    launch.assert_survivors_and_resumption(
+        tmp_path, faulty, survivor_code=4, engine_timeout=20
+    )

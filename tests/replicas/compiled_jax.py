@@ -1,0 +1,73 @@
+"""Compiles the layer on four devices and counts what they communicate.
+
+Argument: rows of the global batch. Prints one line of JSON.
+"""
+
+import json
+import os
+import re
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+import jax  # noqa: E402
+import keras  # noqa: E402
+
+import inbatch_neg  # noqa: E402
+
+DIMENSIONS = 64
+_COLLECTIVE = re.compile(
+    r"= \(?(\w+\[[\d,]*\]).*? (all-gather|all-reduce|reduce-scatter"
+    r"|all-to-all|collective-permute)(?:-start)?\("
+)
+
+
+def compiled(rows, cross_replica):
+    """Returns the compiled loss and both gradients, of sharded rows."""
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    by_row = jax.sharding.NamedSharding(
+        mesh, jax.sharding.PartitionSpec("batch")
+    )
+    layer = inbatch_neg.InBatchNegativeSoftmax(cross_replica=cross_replica)
+    layer.built = True
+
+    def loss(query, candidate):
+        return layer(query, candidate, training=True).mean()
+
+    step = jax.jit(
+        jax.value_and_grad(loss, argnums=(0, 1)),
+        out_shardings=(None, (by_row, by_row)),
+    )
+    shape = jax.ShapeDtypeStruct((rows, DIMENSIONS), "float32", sharding=by_row)
+    return step.lower(shape, shape).compile()
+
+
+def facts(program):
+    text = program.as_text()
+    loops = []
+    for body in re.findall(r"body=%?([\w.\-]+)", text):
+        found = re.search(rf"\n%?{re.escape(body)} .*?\n}}", text, re.DOTALL)
+        loops += _COLLECTIVE.findall(found.group(0))
+    return {
+        "collectives": sorted(
+            kind + " " + s for s, kind in _COLLECTIVE.findall(text)
+        ),
+        "in_loops": sorted(kind + " " + shape for shape, kind in loops),
+        "trips": [int(n) for n in re.findall(r'trip_count.*?n":"(\d+)"', text)],
+        "shapes": sorted(set(re.findall(r"f32\[\d+,\d+\]", text))),
+        "temporary_bytes": program.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def main(rows):
+    devices = keras.distribution.list_devices("cpu")
+    assert len(devices) == 4
+    keras.distribution.set_distribution(
+        keras.distribution.DataParallel(devices=devices)
+    )
+    print(json.dumps(facts(compiled(int(rows), cross_replica=True))))
+    print(json.dumps(facts(compiled(int(rows), cross_replica=False))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,95 @@
+"""Trains on TensorFlow workers while something goes wrong.
+
+Arguments: folder, number of workers, what happens: "nothing", "unequal" (the
+last worker has two rows less), "kill" (the last worker is killed in step 3).
+Every step is saved, and training goes on from the last one saved. Ends with
+4 after an error of the engine.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+
+import keras
+import problem
+import tensorflow as tf
+
+import inbatch_neg
+
+CASE = "rotation"
+STEPS = 6
+ENGINE_TIMEOUT = 20
+
+
+def train(folder, rank, count, strategy, event):
+    with strategy.scope():
+        towers = problem.model(CASE, cross_replica=count > 1)
+        optimizer = keras.optimizers.SGD(0.5)
+        optimizer.build(towers.trainable_variables)
+    loss_of = inbatch_neg.InBatchNegativeLoss()
+    step_count = tf.Variable(0, dtype="int64")
+    checkpoint = tf.train.Checkpoint(
+        weights=[variable.value for variable in towers.variables],
+        shifts=towers.softmax.seed_generator.state.value,
+        optimizer=[variable.value for variable in optimizer.variables],
+        step=step_count,
+    )
+    manager = tf.train.CheckpointManager(
+        checkpoint, str(folder / f"checkpoints{rank}"), max_to_keep=1
+    )
+    # The first worker's file is the one that is read.
+    saved = tf.train.latest_checkpoint(str(folder / "checkpoints0"))
+    if saved:
+        checkpoint.restore(saved).assert_consumed()
+
+    @tf.function(reduce_retracing=True)
+    def global_step(batch):
+        def step(batch):
+            with tf.GradientTape() as tape:
+                loss = loss_of(None, towers(batch, training=True))
+            variables = towers.trainable_variables
+            optimizer.apply(tape.gradient(loss, variables), variables)
+
+        strategy.run(step, args=(batch,))
+
+    rows = problem.data()
+    local = problem.GLOBAL_ROWS // count
+    first = int(step_count)
+    for step in range(first, STEPS):
+        start = step % problem.STEPS * problem.GLOBAL_ROWS + rank * local
+        end = start + local
+        if event == "unequal" and rank == count - 1:
+            end -= 2
+        if event == "kill" and rank == count - 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        global_step({k: tf.constant(v[start:end]) for k, v in rows.items()})
+        step_count.assign(step + 1)
+        if rank == 0:
+            manager.save()
+    print("steps", first, STEPS, flush=True)
+    return problem.result(towers, losses=[1.0])
+
+
+def main(folder, count, event):
+    folder, count = pathlib.Path(folder), int(count)
+    rank, strategy = 0, tf.distribute.get_strategy()
+    if count > 1:
+        rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(
+            communication_options=tf.distribute.experimental.CommunicationOptions(
+                timeout_seconds=ENGINE_TIMEOUT
+            )
+        )
+    assert strategy.num_replicas_in_sync == count
+    try:
+        result = train(folder, rank, count, strategy, event)
+    except (tf.errors.OpError, ValueError) as error:
+        print(type(error).__name__, error, flush=True)
+        os._exit(4)
+    problem.save(folder / f"{rank}.npz", {CASE: result})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,69 @@
+"""Trains with `fit` and `BackupAndRestore` on two devices; may be killed.
+
+Arguments: output file, folder of the backup, what happens: "nothing" or
+"kill" (in the middle of the second epoch).
+"""
+
+import os
+import signal
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+import keras  # noqa: E402
+import problem  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+import inbatch_neg  # noqa: E402
+
+# Random shifts: to go on right, training must know where they were.
+CASE = "rotation"
+
+
+class Kill(keras.callbacks.Callback):
+    """Kills the process, as the system would, in the middle of epoch 2."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if (self.epoch, batch) == (1, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(output, folder, event):
+    if keras.backend.backend() == "jax":
+        devices = keras.distribution.list_devices("cpu")
+        assert len(devices) == 2
+        keras.distribution.set_distribution(
+            keras.distribution.DataParallel(devices=devices)
+        )
+        strategy = tf.distribute.get_strategy()
+    else:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+        )
+        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        assert strategy.num_replicas_in_sync == 2
+    dataset = tf.data.Dataset.from_tensor_slices(problem.data())
+    dataset = dataset.batch(problem.GLOBAL_ROWS, drop_remainder=True)
+    with strategy.scope():
+        towers = problem.model(CASE, cross_replica=True)
+        towers.compile(
+            keras.optimizers.SGD(0.5, momentum=0.9),
+            loss=inbatch_neg.InBatchNegativeLoss(),
+        )
+    callbacks = [keras.callbacks.BackupAndRestore(folder)]
+    if event == "kill":
+        callbacks.append(Kill())
+    history = towers.fit(
+        dataset, epochs=3, shuffle=False, verbose=0, callbacks=callbacks
+    )
+    print("epochs trained:", history.epoch, flush=True)
+    losses = history.history["loss"][-2:]
+    problem.save(output, {CASE: problem.result(towers, losses)})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
