@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, engines
+from inbatch_neg import arguments, engines, replicas
 
 _TENSORS = ("candidate", "candidate_ids", "candidate_sampling_probability")
 
@@ -26,8 +26,14 @@ class CrossBatchMemory(keras.layers.Layer):
     Give the ids, and the softmax leaves out the stale copies of a row's own
     item. Without them they stay in, as negatives of their own item.
 
+    With several replicas the memory is the same on each and holds the global
+    batches. Each replica appends its own share of it, `capacity` divided by
+    the number of replicas: `InBatchNegativeSoftmax(cross_replica=True)` joins
+    these again, so that every row is stored and counted once.
+
     Args:
-        capacity: Integer, the rows to store: at least those of a batch.
+        capacity: Integer, the rows to store: at least those of a batch, the
+            global one if there are replicas, and a multiple of their number.
         warmup_steps: Integer of 0 or more. For that many training steps the
             stored rows are masked, while the tower still changes fast.
             Defaults to 0.
@@ -132,7 +138,8 @@ class CrossBatchMemory(keras.layers.Layer):
         Returns:
             A dict of arguments of `InBatchNegativeSoftmax`, with the C = B +
             capacity rows of the batch, then of the memory, newest batch
-            first. `candidate`: (C, D), in the layer's variable dtype.
+            first; with R replicas, of capacity / R rows of the memory.
+            `candidate`: (C, D), in the layer's variable dtype.
             `candidate_ids` and `candidate_sampling_probability`: (C,), where
             given; ids as the widest integers there are, strings as their
             hashes. `candidate_mask`: (C,) bools, False where a slot is empty,
@@ -141,38 +148,42 @@ class CrossBatchMemory(keras.layers.Layer):
         given = (candidate, candidate_ids, candidate_sampling_probability)
         given = dict(zip(_TENSORS, given))
         if engines.in_symbolic_call():
-            self._check(given)
+            if not replicas.shown_a_mean():
+                self._check(given)
             return self._shapes_alone(given)
         given = arguments.to_tensors(**given)
         self._check(given)
         given["candidate"] = self._fitting(given["candidate"])
-        rows = ops.shape(candidate)[0]
-        result = {}
+        batch, result = {}, {}
         for name, stored in self._stored.items():
             own = given[name]
             if name == "candidate_ids":
                 own = engines.integer_ids(own)
-            own = ops.cast(own, stored.dtype)
-            result[name] = ops.concatenate([own, ops.stop_gradient(stored)])
+            batch[name] = ops.cast(own, stored.dtype)
+            share = replicas.own_share(ops.stop_gradient(stored))
+            result[name] = ops.concatenate([batch[name], share])
         slots = ops.arange(self.capacity, dtype="int32")
         used = ops.logical_and(
             slots < self._filled, self._steps >= self.warmup_steps
         )
+        own = ops.ones((ops.shape(candidate)[0],), "bool")
         result["candidate_mask"] = ops.concatenate(
-            [ops.ones((rows,), "bool"), used]
+            [own, replicas.own_share(used)]
         )
         if training:
-            self._store(result, rows)
+            self._store(replicas.gather(batch))
         return result
 
-    def _store(self, result, rows):
-        # What has just been concatenated begins with the new memory.
+    def _store(self, batch):
         for name, stored in self._stored.items():
             newest = ops.slice(
-                result[name], [0] * len(stored.shape), stored.shape
+                ops.concatenate([batch[name], stored]),
+                [0] * len(stored.shape),
+                stored.shape,
             )
             stored.assign(ops.stop_gradient(newest))
-        filled = self._filled + ops.cast(rows, "int32")
+        rows = ops.cast(ops.shape(batch["candidate"])[0], "int32")
+        filled = self._filled + rows
         self._filled.assign(ops.minimum(filled, self.capacity))
         # Stays where it is after the warm-up, and cannot overflow.
         self._steps.assign(ops.minimum(self._steps + 1, self.warmup_steps))
@@ -203,25 +214,38 @@ class CrossBatchMemory(keras.layers.Layer):
     def _fitting(self, candidate):
         """Returns the candidates, refused if the memory cannot hold them."""
         rule = (
-            "`capacity` must be at least the number of rows of a batch, or "
-            "its own rows would not fit. Make it a multiple of them."
+            "`capacity` must be at least the number of rows of a batch, the "
+            "global one if there are replicas, or its own rows would not fit. "
+            "Make it a multiple of them."
         )
+        received = f"Received: capacity={self.capacity}"
+        share = self._share()
         rows = candidate.shape[0]
-        if rows is not None and rows > self.capacity:
+        if rows is not None and rows > share:
             engines.give_back_weights()
             raise ValueError(
-                f"{rule} Received: capacity={self.capacity}, "
-                f"candidate.shape={tuple(candidate.shape)}"
+                f"{rule} {received}, "
+                f"candidate.shape={tuple(candidate.shape)}, "
+                f"replicas: {self.capacity // share}"
             )
         return engines.require_at_most_rows(
-            candidate,
-            self.capacity,
-            f"{rule} Received: capacity={self.capacity}",
+            candidate, share, f"{rule} {received}"
         )
+
+    def _share(self):
+        """Returns how many stored rows each replica appends."""
+        count = replicas.count()
+        if self.capacity % count:
+            raise ValueError(
+                "`capacity` must be a multiple of the number of replicas, "
+                "each of which serves its part of the memory. "
+                f"Received: capacity={self.capacity}, replicas: {count}"
+            )
+        return self.capacity // count
 
     def _shapes_alone(self, given):
         """Returns zeros of the outputs' shapes, while only they are asked."""
-        rows = ops.shape(given["candidate"])[0] + self.capacity
+        rows = ops.shape(given["candidate"])[0] + self._share()
         return {
             name: ops.zeros((rows, *rest), dtype)
             for name, (rest, dtype) in self._outputs().items()
@@ -247,7 +271,7 @@ class CrossBatchMemory(keras.layers.Layer):
         rows = candidate.shape[0]
         if rows is not None:
             self._fitting(candidate)
-            rows += self.capacity
+            rows += self._share()
         return {
             name: keras.KerasTensor((rows, *rest), dtype=dtype)
             for name, (rest, dtype) in self._outputs().items()

@@ -33,6 +33,46 @@ def count():
     return 1 if collectives is None else collectives.count
 
 
+def gather(tensors):
+    """Returns the rows of the global batch, in its order, without gradient.
+
+    Equal on every replica, so that what is computed from them stays equal.
+
+    Args:
+        tensors: Dict of tensors with one entry per row of this replica.
+    """
+    collectives = None if _on_jax() else _collectives()
+    if collectives is None:
+        return tensors
+    tensors = collectives.require_alike(tensors)
+    return {
+        name: collectives.all_gather(ops.stop_gradient(tensor))
+        for name, tensor in tensors.items()
+    }
+
+
+def own_share(tensor):
+    """Returns this replica's part of a tensor that is equal on all of them.
+
+    What each replica adds to its candidates, `run` gathers again to the whole.
+
+    Args:
+        tensor: Its first dimension is static, a multiple of `count()`.
+    """
+    collectives = None if _on_jax() else _collectives()
+    if collectives is None:
+        return tensor
+    rows = tensor.shape[0] // collectives.count
+    rest = (0,) * (len(tensor.shape) - 1)
+    return ops.slice(
+        tensor, (collectives.index * rows, *rest), (rows, *tensor.shape[1:])
+    )
+
+
+def _on_jax():
+    return keras.backend.backend() == "jax"
+
+
 def shown_a_mean():
     """Whether a symbolic call may see floats in the place of integers.
 
@@ -54,9 +94,7 @@ def require_alike(batch):
 
     On JAX there is but one, global batch.
     """
-    if keras.backend.backend() == "jax":
-        return batch
-    collectives = _collectives()
+    collectives = None if _on_jax() else _collectives()
     return batch if collectives is None else collectives.require_alike(batch)
 
 
@@ -73,7 +111,7 @@ def run(function, batch, uniform=None):
         batch: Dict of checked tensors or None, the layer's arguments.
         uniform: Tensor that the first replica decides on for all, or None.
     """
-    if keras.backend.backend() == "jax":
+    if _on_jax():
         return _run_on_jax(function, batch, uniform)
     collectives = _collectives()
     rows = ops.shape(batch["query"])[0]
@@ -140,8 +178,8 @@ def _collectives():
 
 def _unequal(sizes):
     return (
-        "`cross_replica=True` needs the same number of rows, candidates and "
-        "dimensions, and the same optional arguments, on every replica. "
+        "Every replica must bring the same number of rows, candidates and "
+        "dimensions, and the same optional arguments, to a global batch. "
         "Fix: batch with `inbatch_neg.full_batches`, with a global batch size "
         "that the number of replicas divides. "
         f"Received: rows by replica: {sizes}"
@@ -176,12 +214,12 @@ class _TensorFlow:
 
         # Only sizes of rows can differ: one traced function runs everywhere.
         sizes = tf.stack(
-            [tf.shape(batch[k])[0] for k in ("query", "candidate")]
+            [tf.shape(x)[0] for x in batch.values() if x is not None]
         )
         every = self.context.all_gather(sizes[None], axis=0)
         check = tf.debugging.Assert(
             tf.reduce_all(every == sizes),
-            [_unequal("(rows, candidates)"), every],
+            [_unequal("of all tensors"), every],
             summarize=-1,
         )
         with tf.control_dependencies([check] if check is not None else []):
@@ -215,14 +253,13 @@ class _Torch:
         """Returns the batch, or raises on every replica if one's differs."""
         import torch
 
-        given = sum(
-            2**bit
-            for bit, value in enumerate(batch.values())
-            if value is not None
-        )
-        query = batch["query"]
-        own = [*query.shape, *batch["candidate"].shape, given]
-        own = torch.tensor([own], dtype=torch.int64, device=query.device)
+        # As long on every replica, whatever it was given.
+        own = []
+        for tensor in batch.values():
+            shape = (-1,) if tensor is None else tensor.shape
+            own += [*shape, *[0] * (2 - len(shape))]
+        device = next(x.device for x in batch.values() if x is not None)
+        own = torch.tensor([own], dtype=torch.int64, device=device)
         every = self.gather_values(own)
         if not bool((every == every[:1]).all()):
             raise PartialBatchError(_unequal(every[:, 0].tolist()))

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, engines, hashing
+from inbatch_neg import arguments, engines, hashing, replicas
 
 # Keeps log1p finite for a rate of 1; what is kept of the past rounds to 0.
 _BELOW_ONE = 1.0 - 1e-16
@@ -25,7 +25,8 @@ class StreamingSamplingProbability(keras.layers.Layer):
     this batch and a is the learning rate. Gives `InBatchNegativeSoftmax` its
     `candidate_sampling_probability` without a vocabulary or a pass over the
     data, and follows the stream when it changes. Learns in training calls
-    alone; `evaluate` and `predict` leave the estimates as they are.
+    alone; `evaluate` and `predict` leave the estimates as they are. With
+    several replicas each learns from the rows of all of them.
 
     Yi et al. count time in batches, so that their estimate, once in how many
     batches an id comes, saturates at 1 for an id of every batch. Here time is
@@ -94,8 +95,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
 
     def build(self, input_shape=None):
         """Creates the buckets, all of them empty."""
-        # In a call of one replica among several, its rows are a fair sample
-        # of the stream: those of the first one count, for all of them.
+        # Every replica learns from the global batch, so all have the same.
         options = {
             "initializer": "zeros",
             "trainable": False,
@@ -140,7 +140,8 @@ class StreamingSamplingProbability(keras.layers.Layer):
                 "count. Received: candidate_ids=None"
             )
         if engines.in_symbolic_call():
-            arguments.ids("candidate_ids", candidate_ids, None, None)
+            if not replicas.shown_a_mean():
+                arguments.ids("candidate_ids", candidate_ids, None, None)
             return ops.zeros(ops.shape(candidate_ids), "float32")
         ids = ops.convert_to_tensor(candidate_ids)
         arguments.ids("candidate_ids", ids, None, None)
@@ -149,7 +150,10 @@ class StreamingSamplingProbability(keras.layers.Layer):
             first = ops.arange(self.num_hashes, dtype="int32")
             places = places + first[:, None] * self.num_buckets
         if training:
-            self._learn(ops.reshape(places, (-1,)), ops.shape(ids)[0])
+            by_row = replicas.gather({"candidate_ids": ops.transpose(places)})
+            by_row = by_row["candidate_ids"]
+            rows = ops.shape(by_row)[0]
+            self._learn(ops.reshape(ops.transpose(by_row), (-1,)), rows)
         seen = ops.take(self._weight, places) > 0.0
         rows = _rows(self._clock)
         interval = ops.where(seen, ops.take(self._interval, places), rows + 1.0)

@@ -526,3 +526,12 @@ def test_given_in_one_call_and_not_in_another():
         memory(**less)
         with pytest.raises(ValueError, match="built without it"):
             memory(**batch)
+
+
+def test_capacity_and_replicas(monkeypatch):
+    # The other replicas themselves are in tests/replicas.
+    monkeypatch.setattr("inbatch_neg.replicas.count", lambda: 2)
+    with pytest.raises(ValueError, match="multiple of the number of replicas"):
+        CrossBatchMemory(7)(ROWS)
+    with pytest.raises(ValueError, match="global one"):
+        CrossBatchMemory(2 * len(ROWS) - 2)(ROWS)

@@ -1,7 +1,8 @@
 """Trains on TensorFlow workers while something goes wrong.
 
 Arguments: folder, number of workers, what happens: "nothing", "unequal" (the
-last worker has two rows less), "kill" (the last worker is killed in step 3).
+last worker has two rows less, in step 2 of a program for any number of rows),
+"kill" (the last worker is killed in step 3).
 Every step is saved, and training goes on from the last one saved. Ends with
 4 after an error of the engine.
 """
@@ -24,8 +25,13 @@ ENGINE_TIMEOUT = 20
 
 
 def train(folder, rank, count, strategy, event):
+    any_rows = event == "unequal"
     with strategy.scope():
-        towers = problem.model(CASE, cross_replica=count > 1)
+        towers = problem.model(
+            CASE,
+            cross_replica=count > 1,
+            batch_size="any" if any_rows else None,
+        )
         optimizer = keras.optimizers.SGD(0.5)
         optimizer.build(towers.trainable_variables)
     loss_of = inbatch_neg.InBatchNegativeLoss()
@@ -44,7 +50,6 @@ def train(folder, rank, count, strategy, event):
     if saved:
         checkpoint.restore(saved).assert_consumed()
 
-    @tf.function(reduce_retracing=True)
     def global_step(batch):
         def step(batch):
             with tf.GradientTape() as tape:
@@ -55,17 +60,27 @@ def train(folder, rank, count, strategy, event):
         strategy.run(step, args=(batch,))
 
     rows = problem.data()
+    signature = None
+    if any_rows:  # so that no worker traces anew, which the others do not
+        signature = [
+            {
+                name: tf.TensorSpec([None, *value.shape[1:]], value.dtype)
+                for name, value in rows.items()
+            }
+        ]
+    global_step = tf.function(global_step, input_signature=signature)
     local = problem.GLOBAL_ROWS // count
     first = int(step_count)
     for step in range(first, STEPS):
         start = step % problem.STEPS * problem.GLOBAL_ROWS + rank * local
         end = start + local
-        if event == "unequal" and rank == count - 1:
+        if event == "unequal" and rank == count - 1 and step == 2:
             end -= 2
         if event == "kill" and rank == count - 1 and step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         global_step({k: tf.constant(v[start:end]) for k, v in rows.items()})
         step_count.assign(step + 1)
+        print("done", step, flush=True)
         if rank == 0:
             manager.save()
     print("steps", first, STEPS, flush=True)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -100,8 +101,8 @@ def assert_equal_results(expected, actual, cases=()):
         # A weight near zero is a difference of larger ones: relative to the
         # largest entry of its own matrix.
         scale = np.abs(expected[name]).max()
-        error = np.abs(actual[name] - expected[name]).max() / scale
-        assert error <= 1e-5, f"{name}: {error:.1e}"
+        error = np.abs(actual[name] - expected[name]).max()
+        assert error <= 1e-5 * scale, f"{name}: {error:.1e} of {scale:.1e}"
 
 
 def columns(folder, engine, replicas):
@@ -191,3 +192,22 @@ def assert_backup_restores(folder, engine):
     finish([second])
     assert "epochs trained: [1, 2]" in second.log.read_text()
     assert_equal_results(folder / "whole.npz", folder / "killed.npz")
+
+
+def assert_example_learns(folder, engine, environments=({},)):
+    """Runs `docs/examples/replicas_<engine>.py`, a process per environment."""
+    program = HERE.parents[1] / "docs" / "examples" / f"replicas_{engine}.py"
+    processes = [
+        start(
+            program,
+            engine=engine,
+            log=folder / f"example{rank}.log",
+            **environment,
+        )
+        for rank, environment in enumerate(environments)
+    ]
+    finish(processes)
+    text = processes[0].log.read_text()
+    found = re.search(r"10 nearest items, (\d+)% are of the user's kind", text)
+    assert found, tail(processes[0])
+    assert int(found.group(1)) > 90

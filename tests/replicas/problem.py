@@ -39,6 +39,12 @@ CASES = {
         False,
     ),
     "logits": ({"return_logits": True}, ("candidate_ids", "extra"), True),
+    "memory": (
+        {"temperature": 0.5},
+        ("candidate_ids", "query_ids", "estimate", "memory", "weight"),
+        False,
+    ),
+    "memory_alone": ({"num_negatives": 11, "seed": 4}, ("memory",), True),
     "two_shifts_logits": (
         {"num_negatives": 2, "seed": 7, "return_logits": True},
         ("extra",),
@@ -77,6 +83,11 @@ class TwoTowers(keras.Model):
         self.softmax = inbatch_neg.InBatchNegativeSoftmax(
             cross_replica=cross_replica, **arguments
         )
+        # Not a multiple of the batch: an older one is left in part.
+        self.memory = inbatch_neg.CrossBatchMemory(24, warmup_steps=1)
+        self.estimate = inbatch_neg.StreamingSamplingProbability(
+            64, num_hashes=2
+        )
 
     def call(self, batch, training=None):
         ops = keras.ops
@@ -96,19 +107,38 @@ class TwoTowers(keras.Model):
             given["query_ids"] = batch["user"]
         if "probability" in used:
             given["candidate_sampling_probability"] = batch["probability"]
+        if "estimate" in used:
+            given["candidate_sampling_probability"] = self.estimate(
+                batch["item"], training=training
+            )
         if "weight" in used:
             given["sample_weight"] = batch["weight"]
+        if "memory" in used:
+            names = ("candidate_ids", "candidate_sampling_probability")
+            own = {k: given.pop(k) for k in names if k in given}
+            given.update(self.memory(candidate, training=training, **own))
+            candidate = given.pop("candidate")
         return self.softmax(query, candidate, training=training, **given)
 
 
-def model(case, cross_replica):
-    """Returns the built model of a case with fixed weights."""
+def model(case, cross_replica, **changes):
+    """Returns the built model of a case with fixed weights.
+
+    Args:
+        case: A key of `CASES`.
+        cross_replica: Argument of the layer.
+        changes: Further arguments of the layer.
+    """
     arguments, inputs, _ = CASES[case]
-    towers = TwoTowers(arguments, inputs, cross_replica)
+    towers = TwoTowers({**arguments, **changes}, inputs, cross_replica)
     towers.users.build((None,))
     towers.items.build((None,))
     towers.dense.build((None, DIMENSIONS))
     towers.softmax.build((None, DIMENSIONS))
+    towers.estimate.build((None,))
+    ids = (None,) if "candidate_ids" in inputs else None
+    probability = (None,) if "estimate" in inputs else None
+    towers.memory.build((None, DIMENSIONS), ids, probability)
     random = np.random.default_rng(5)
     for weight in towers.trainable_weights:
         weight.assign(random.normal(size=weight.shape).astype("float32"))
@@ -134,10 +164,10 @@ def fit(towers, dataset, learning_rate=0.5):
 
 
 def result(towers, losses):
-    """Returns what is compared: every trainable weight, and the losses."""
+    """Returns what is compared: every weight, and the losses."""
     out = {
         f"{number}_{weight.name}": keras.ops.convert_to_numpy(weight)
-        for number, weight in enumerate(towers.trainable_weights)
+        for number, weight in enumerate(towers.weights)
     }
     out["losses"] = np.asarray(losses, dtype="float64")
     return out

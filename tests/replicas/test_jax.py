@@ -10,7 +10,7 @@ ENGINE = "jax"
 
 
 # By way of training and distribution: `fit` of one of them takes all cases.
-FEW = ("everything", "rotation")
+FEW = ("everything", "rotation", "memory")
 
 
 def train(output, way, kind, devices, *cases):
@@ -90,3 +90,7 @@ def test_candidates_are_communicated_once_and_devices_share_the_rows(tmp_path):
 
 def test_backup_and_restore_after_a_kill(tmp_path):
     launch.assert_backup_restores(tmp_path, ENGINE)
+
+
+def test_the_example_learns(tmp_path):
+    launch.assert_example_learns(tmp_path, ENGINE)

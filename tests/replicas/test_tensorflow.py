@@ -11,7 +11,7 @@ ENGINE = "tensorflow"
 
 
 # Enough to see the order of four replicas; two devices train every case.
-FEW = ("everything", "rotation")
+FEW = ("everything", "rotation", "memory")
 
 
 def train(output, way, kind, devices, *cases):
@@ -112,7 +112,8 @@ def test_unequal_rows_are_an_error_on_every_worker(tmp_path):
     for process in processes:
         text = process.log.read_text()
         assert "InvalidArgumentError" in text
-        assert "needs the same number of rows" in text
+        assert "must bring the same number of rows" in text
+        assert "done 1\n" in text and "done 2\n" not in text
 
 
 def test_training_survives_a_killed_worker(tmp_path):
@@ -123,3 +124,7 @@ def test_training_survives_a_killed_worker(tmp_path):
 
 def test_backup_and_restore_after_a_kill(tmp_path):
     launch.assert_backup_restores(tmp_path, ENGINE)
+
+
+def test_the_example_learns(tmp_path):
+    launch.assert_example_learns(tmp_path, ENGINE)

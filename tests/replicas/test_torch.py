@@ -79,3 +79,19 @@ def test_training_survives_a_killed_process(tmp_path):
     launch.assert_survivors_and_resumption(
         tmp_path, faulty, survivor_code=4, engine_timeout=20
     )
+
+
+def test_the_example_learns(tmp_path):
+    (port,) = launch.free_ports(1)
+    # What `torchrun --nproc-per-node 2` sets.
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    launch.assert_example_learns(
+        tmp_path,
+        ENGINE,
+        [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"],
+    )
