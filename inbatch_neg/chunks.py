@@ -32,13 +32,16 @@ class RowChunks:
         self._rows = rows
         self.size = _minimum(rows, most)
         self.count = -(-rows // self.size)
+        self._is_whole = isinstance(rows, int) and self.size == rows
 
     def start(self, index):
         """Returns the first row of a chunk."""
         return _minimum(index * self.size, self._rows - self.size)
 
     def of(self, tensor, start):
-        """Returns the rows of a (B, ...) tensor that are in the chunk."""
+        """Returns the rows in the chunk of a tensor with B rows or more."""
+        if self._is_whole and tensor.shape[0] == self._rows:
+            return tensor
         rest = ops.shape(tensor)[1:]
         return ops.slice(
             tensor, (start,) + (0,) * len(rest), (self.size, *rest)
@@ -60,22 +63,30 @@ class Chunks(RowChunks):
         query: (B, D), already divided by the temperature.
         candidate: (C, D), row i the positive of query i.
         scoring: The `Scoring` of the batch.
+        most: The most rows of a chunk. As many as are fast, if None.
     """
 
-    def __init__(self, query, candidate, scoring):
+    def __init__(self, query, candidate, scoring, most=None):
         self._query = query
         self._candidate = candidate
         self._scoring = scoring
-        most = _MOST_ROWS
-        if candidate.shape[0] is not None:
-            fitting = _CHUNK_FLOATS // candidate.shape[0]
-            most = min(max(fitting, _FEWEST_ROWS), most)
+        if most is None:
+            most = _MOST_ROWS
+            if candidate.shape[0] is not None:
+                fitting = _CHUNK_FLOATS // candidate.shape[0]
+                most = min(max(fitting, _FEWEST_ROWS), most)
         super().__init__(ops.shape(query)[0], most)
 
     def own_places(self, start):
         """Returns (R, 2) int32, the places of the positives in the chunk."""
         row = ops.arange(self.size, dtype="int32")
         return ops.stack([row, self.numbers(start)], axis=1)
+
+    def own(self, table, start):
+        """Returns (R,), the entries of the positives in an (R, C) table."""
+        if not self._is_whole:
+            table = ops.slice(table, (0, start), (self.size, self.size))
+        return ops.diagonal(table)
 
     def scores(self, start, own_too):
         """Returns (R, C) scores, `MASKED` where they are left out.
@@ -95,10 +106,10 @@ class Chunks(RowChunks):
             [column for _, column in scoring.codes],
             scoring.masked_columns,
         )
+        if hit is None and own_too:
+            return scores
         masked = scoring_lib.constant(scoring_lib.MASKED, scores.dtype)
         if hit is None:
-            if own_too:
-                return scores
             own = ops.broadcast_to(masked, (self.size,))
             return ops.scatter_update(scores, self.own_places(start), own)
         # The rules leave out a row's own positive with its negatives.

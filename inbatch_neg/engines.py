@@ -94,6 +94,16 @@ def add_product(tensor, left, right):
     return tensor + product(left, right)
 
 
+def largest_small_table():
+    """Returns how many scores are better kept than walked over.
+
+    Up to these the engine's own derivative is faster, and the memory is no
+    matter. PyTorch runs each operation from Python, so that the walk has to
+    save more to pay for its own ones.
+    """
+    return 2**20 if keras.backend.backend() == "torch" else 2**16
+
+
 def integer_ids(ids):
     """Returns the ids, strings as integers: 63 bits, equal ones stay so."""
     if keras.backend.standardize_dtype(ids.dtype) != "string":

@@ -25,8 +25,9 @@ def in_batch_softmax_loss(
 
     where j runs over the row's own positive i and every negative that is not
     left out. Losses and gradients are exact and take O((B + C)D) memory: the
-    B x C matrix of scores is never kept. Gradients reach `query`,
-    `candidate`, `sample_weight` and a tensor `temperature`.
+    B x C matrix of scores is not kept, unless it is smaller than a chunk of
+    it anyway. Gradients reach `query`, `candidate`, `sample_weight` and a
+    tensor `temperature`.
 
     Args:
         query: (B, D) floats, B of 2 or more.

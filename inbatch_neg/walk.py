@@ -14,6 +14,9 @@ row. 6BCD flops in all, the three matrix products that any exact gradient
 needs, and O((B + C)D + RC) floats. The idea of recomputing scores in chunks
 goes back to Chen et al. 2016 (arXiv 1604.06174) and is used for the logits of
 language models by Wijmans et al. 2024 (arXiv 2411.09009).
+
+A small batch has a small matrix: there it is kept, and the engine's own
+derivative of the same losses is faster than the walk.
 """
 
 from keras import ops
@@ -78,6 +81,8 @@ def softmax_loss(query, candidate, row_weight, scoring, with_gradients):
             (6BCD flops in all). If not, it is 2BCD, and 6BCD more if they
             are asked for after all.
     """
+    if _is_small(query, candidate):
+        return _whole_loss(query, candidate, scoring) * row_weight
 
     @ops.custom_gradient
     def weighted_loss(query, candidate, row_weight):
@@ -95,6 +100,21 @@ def softmax_loss(query, candidate, row_weight, scoring, with_gradients):
         return found["loss"] * row_weight, gradient
 
     return weighted_loss(query, candidate, row_weight)
+
+
+def _is_small(query, candidate):
+    sizes = query.shape[0], candidate.shape[0]
+    return None not in sizes and (
+        sizes[0] * sizes[1] <= engines.largest_small_table()
+    )
+
+
+def _whole_loss(query, candidate, scoring):
+    """Returns (B,) unweighted losses, differentiated by the engine."""
+    chunks = Chunks(query, candidate, scoring, most=query.shape[0])
+    share = ops.log_softmax(chunks.scores(0, own_too=True))
+    # From 0, or a loss of 0 would be -0.
+    return 0.0 - chunks.own(share, 0)
 
 
 def _chain(upstream, found, row_weight, walk):
@@ -134,8 +154,6 @@ def _walk(query, candidate, row_weight, scoring, wanted):
 
     def visit(index, found):
         start = chunks.start(index)
-        chunk_query = chunks.of(query, start)
-        positive = chunks.of(candidate, start)
         scores = chunks.scores(start, own_too=True)  # (R, C)
 
         # One fused pass on every engine, and its maximum is over the scores
@@ -144,13 +162,7 @@ def _walk(query, candidate, row_weight, scoring, wanted):
         share = ops.softmax(scores)  # p, (R, C)
         found = dict(found)
         if "loss" in wanted:
-            row, column = ops.unstack(chunks.own_places(start), axis=1)
-            own_share = ops.take(
-                ops.reshape(share, (-1,)), row * candidates + column
-            )
-            own = ops.sum(chunk_query * positive, axis=1)
-            if scoring.own_bias is not None:
-                own = own + chunks.of(scoring.own_bias, start)
+            own_share = chunks.own(share, start)
             # Where the own share underflows, the largest share does not:
             # log z_i = -log max_j p_ij. The difference of the scores comes
             # first: beside a large one, the logarithm would be rounded.
@@ -159,13 +171,14 @@ def _walk(query, candidate, row_weight, scoring, wanted):
                 # From 0, or a loss of 0 would be -0.
                 lambda: 0.0 - ops.log(own_share),
                 lambda: (
-                    (ops.max(scores, axis=1) - own)
+                    (ops.max(scores, axis=1) - chunks.own(scores, start))
                     - ops.log(ops.max(share, axis=1))
                 ),
             )
             found["loss"] = engines.put_rows(found["loss"], start, loss)
         weight = chunks.of(row_weight, start)[:, None]
         if "query" in wanted:
+            positive = chunks.of(candidate, start)
             update = weight * (engines.product(share, candidate) - positive)
             found["query"] = engines.put_rows(found["query"], start, update)
         if "candidate" in wanted:

@@ -29,6 +29,15 @@ if keras.backend.backend() == "jax":
 
 
 @pytest.fixture(autouse=True)
+def _walk(monkeypatch):
+    # The tests' batches are small, and it is the walk that they are to test.
+    # tests/test_small_batch.py tests what is done in its place.
+    from inbatch_neg import engines
+
+    monkeypatch.setattr(engines, "largest_small_table", lambda: 0)
+
+
+@pytest.fixture(autouse=True)
 def _fresh_keras():
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
