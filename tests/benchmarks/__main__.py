@@ -13,6 +13,8 @@ def main():
     wanted = measurements.every(options.largest, options.quick)
     if options.check:
         wanted = measurements.only(wanted, targets.names())
+        # A minute of it, and as linear as from 16,384 to 65,536 rows.
+        wanted = [m for m in wanted if m.rows <= 65_536]
     if options.only:
         wanted = measurements.only(wanted, options.only)
     measurements.require_installed(wanted)
@@ -20,10 +22,21 @@ def main():
     about = report.machine()
     command = " ".join(["python -m tests.benchmarks", *sys.argv[1:]])
     print(report.heading(command, about), flush=True)
+    if options.check:
+        results = rounds.run_together(
+            wanted,
+            set(targets.names("extra_bytes")),
+            options.dimensions,
+            _progress,
+        )
+        _write(options.json, command, about, results)
+        lines, met = report.target_table(targets.TARGETS, results)
+        print("\n" + lines)
+        return 0 if met else 1
+
     scale_wanted = [m for m in wanted if m.is_scale]
     if options.plot and not scale_wanted:
         raise SystemExit("`--plot` needs the measurements `scale`.")
-
     results = {}
     for measurement in wanted:
         if measurement.is_scale:
@@ -44,9 +57,9 @@ def main():
         if options.plot:
             report.plot(scale, options.plot)
 
-    lines, met = report.target_table(targets.TARGETS, results)
+    lines, _ = report.target_table(targets.TARGETS, results)
     print("\n" + lines)
-    return 1 if options.check and not met else 0
+    return 0
 
 
 def _options():
@@ -59,7 +72,7 @@ def _options():
     add(
         "--check",
         action="store_true",
-        help="measure what the targets name; exit code 1 on a miss",
+        help="measure what the targets name, once; exit code 1 on a miss",
     )
     add(
         "--only",
@@ -67,17 +80,19 @@ def _options():
         metavar="NAME",
         help="the beginning of a measurement's name, or measurement:contender",
     )
-    add("--rounds", type=int, help="turns of each; 3, with --check 2")
+    add("--rounds", type=int, help="turns of each, 3")
     add("--quick", action="store_true", help="one round, small batches")
     add("--dimensions", type=int, default=64, help="D, 64")
-    add("--largest", type=int, default=65_536, help="most rows, 65,536")
+    add("--largest", type=int, default=131_072, help="most rows, 131,072")
     add("--json", default="benchmarks.json", metavar="FILE")
     add("--plot", metavar="FILE", help="picture of time and memory over B")
     options = parser.parse_args()
     if options.quick and options.check:
         parser.error("the targets are for full sizes: no --quick with --check")
+    if options.check and options.rounds:
+        parser.error("`--check` has one round. Leave `--check` out for more.")
     if options.rounds is None:
-        options.rounds = 1 if options.quick else 2 if options.check else 3
+        options.rounds = 1 if options.quick else 3
     if options.rounds < 1:
         parser.error("--rounds must be 1 or more")
     return options

@@ -7,18 +7,31 @@ _TENSORFLOW = tuple(
     f"tensorflow/{name}"
     for name in ("ours", "tfrs", "keras_rs", "plain", "limit")
 )
-_JAX = ("jax/ours", "jax/plain", "jax/limit")
+_JAX = ("jax/ours", "jax/plain", "jax/own_limit", "tensorflow/limit")
 _TORCH = (
     "torch/ours",
     "torch/plain",
     "torch/sentence_transformers",
-    "torch/limit",
+    "torch/own_limit",
+    "tensorflow/limit",
 )
 _ROTATION = tuple(
     f"tensorflow_rotation/{name}"
-    for name in ("ours", "article", "one_concatenation")
+    for name in ("ours", "article", "one_concatenation", "hardest")
 )
-_LAYER = ("tensorflow_layer/training", "tensorflow_layer/evaluation")
+_LAYER = tuple(
+    f"tensorflow_layer/{name}"
+    for name in ("training", "evaluation", "symmetric")
+)
+_STEP = ("ours", "ours_xla", "tfrs", "keras_rs")
+_TOWERS = ("movielens", "mlp")
+_ENGINES = ("tensorflow", "jax", "torch")
+# The forms that win for small batches elsewhere.
+_SMALL = {
+    "tensorflow": ("ours", "plain", "plain_xla"),
+    "jax": ("ours", "plain"),
+    "torch": ("ours", "plain"),
+}
 
 # What a contender needs, and the extra of the package that brings it.
 _NEEDED = {
@@ -29,9 +42,18 @@ _NEEDED = {
     "sentence_transformers": (("sentence_transformers",), "benchmark"),
 }
 
-# `RemoveAccidentalHits` of keras-rs adds 1e-40 to a score that it should
-# remove, so with ids it computes another loss.
-OTHER_MATHS = {("tensorflow/keras_rs", True)}
+# Contenders that compute another loss, so that theirs is not compared. With
+# ids, `RemoveAccidentalHits` of keras-rs adds 1e-40 to a score that it should
+# remove.
+_OTHER_MATHS = ("ours_uneven", "ours_bfloat16", "ours_float16", "hardest")
+_OTHER_MATHS += ("symmetric",)
+
+
+def is_same_maths(contender, with_rules):
+    """Whether a contender must have the loss of the others."""
+    if contender == "tensorflow/keras_rs":
+        return not with_rules
+    return contender.split("/")[1] not in _OTHER_MATHS
 
 
 class Measurement(NamedTuple):
@@ -66,6 +88,15 @@ def every(largest, quick):
     """
     sizes = (2048,) if quick else (4096, 8192)
     result = [
+        Measurement(
+            f"{engine}-{rows}",
+            tuple(f"{engine}/{name}" for name in names),
+            rows,
+        )
+        for rows in (256, 1024)
+        for engine, names in _SMALL.items()
+    ]
+    result += [
         _with_or_without_rules("tensorflow", _TENSORFLOW, rows, with_rules)
         for rows in sizes
         for with_rules in (False, True)
@@ -74,14 +105,39 @@ def every(largest, quick):
     result += [
         Measurement(f"jax-{most}", _JAX, most),
         Measurement(f"torch-{most}", _TORCH, most),
+        Measurement(
+            f"upstream-{most}",
+            ("tensorflow/ours", "tensorflow/ours_uneven"),
+            most,
+        ),
+    ]
+    result += [
+        Measurement(
+            f"half-{engine}-{most}",
+            tuple(
+                f"{engine}/ours{suffix}"
+                for suffix in ("", "_bfloat16", "_float16")
+            ),
+            most,
+        )
+        for engine in _ENGINES
     ]
     result += [
         Measurement(f"rotation-{n}", _ROTATION, sizes[0], negatives=n)
         for n in (4, 20, 100)
     ]
     result += [
-        _with_or_without_rules("evaluate", _LAYER, most, with_rules)
+        _with_or_without_rules("layer", _LAYER, most, with_rules)
         for with_rules in (False, True)
+    ]
+    result += [
+        Measurement(
+            f"step-{towers}-{rows}",
+            tuple(f"tensorflow_{towers}/{name}" for name in _STEP),
+            rows,
+        )
+        for towers in _TOWERS
+        for rows in sizes
     ]
     rows = 1024
     while rows <= (min(largest, most) if quick else largest):

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 
-def _differentiated(inputs, loss_of):
-    arguments = [jnp.asarray(inputs.query), jnp.asarray(inputs.candidate)]
+def _differentiated(inputs, loss_of, dtype="float32"):
+    arguments = [jnp.asarray(inputs.query, dtype)]
+    arguments.append(jnp.asarray(inputs.candidate, dtype))
     gradients_of = jax.jit(jax.value_and_grad(loss_of, argnums=(0, 1)))
 
     def step():
@@ -15,14 +16,24 @@ def _differentiated(inputs, loss_of):
     return step
 
 
-def ours(inputs):
+def ours(inputs, dtype="float32"):
     """`inbatch_neg.ops.in_batch_softmax_loss`."""
     from inbatch_neg import ops
 
     def loss_of(query, candidate):
         return jnp.mean(ops.in_batch_softmax_loss(query, candidate))
 
-    return _differentiated(inputs, loss_of)
+    return _differentiated(inputs, loss_of, dtype)
+
+
+def ours_bfloat16(inputs):
+    """Of half-precision towers, as a `mixed_bfloat16` policy has them."""
+    return ours(inputs, "bfloat16")
+
+
+def ours_float16(inputs):
+    """As a `mixed_float16` policy has them."""
+    return ours(inputs, "float16")
 
 
 def plain(inputs):
@@ -36,7 +47,7 @@ def plain(inputs):
     return _differentiated(inputs, loss_of)
 
 
-def limit(inputs):
+def own_limit(inputs):
     """The three matrix products that any exact gradient needs."""
     query, candidate = jnp.asarray(inputs.query), jnp.asarray(inputs.candidate)
 

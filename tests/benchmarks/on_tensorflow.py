@@ -7,13 +7,13 @@ the mean loss and its gradients by the queries and the candidates.
 import tensorflow as tf
 
 
-def differentiated(inputs, loss_of, **tensors):
+def differentiated(inputs, loss_of, dtype=tf.float32, xla=False, **tensors):
     """Returns the compiled step of `loss_of(query, candidate, **tensors)`."""
-    query = tf.constant(inputs.query)
-    candidate = tf.constant(inputs.candidate)
+    query = tf.cast(inputs.query, dtype)
+    candidate = tf.cast(inputs.candidate, dtype)
     tensors = {name: tf.constant(value) for name, value in tensors.items()}
 
-    @tf.function
+    @tf.function(jit_compile=xla)
     def step(query, candidate, tensors):
         with tf.GradientTape() as tape:
             tape.watch([query, candidate])
@@ -32,6 +32,39 @@ def ours(inputs):
         return tf.reduce_mean(losses)
 
     return differentiated(inputs, loss_of, **inputs.rules)
+
+
+def ours_uneven(inputs):
+    """With another weight for each row, so another upstream gradient."""
+    from inbatch_neg import ops
+
+    weight = tf.linspace(0.5, 1.5, len(inputs.query))
+
+    def loss_of(query, candidate):
+        losses = ops.in_batch_softmax_loss(query, candidate)
+        return tf.reduce_mean(losses * tf.cast(weight, losses.dtype))
+
+    return differentiated(inputs, loss_of)
+
+
+def ours_bfloat16(inputs):
+    """Of half-precision towers, as a `mixed_bfloat16` policy has them."""
+    return _half(inputs, tf.bfloat16)
+
+
+def ours_float16(inputs):
+    """As a `mixed_float16` policy has them."""
+    return _half(inputs, tf.float16)
+
+
+def _half(inputs, dtype):
+    from inbatch_neg import ops
+
+    def loss_of(query, candidate):
+        losses = ops.in_batch_softmax_loss(query, candidate)
+        return tf.reduce_mean(losses)
+
+    return differentiated(inputs, loss_of, dtype=dtype)
 
 
 def tfrs(inputs):
@@ -77,7 +110,10 @@ def keras_rs(inputs):
 
 def plain(inputs):
     """A matrix product and TensorFlow's sparse softmax cross-entropy."""
+    return _plain(inputs, xla=False)
 
+
+def _plain(inputs, xla):
     def loss_of(
         query,
         candidate,
@@ -95,7 +131,12 @@ def plain(inputs):
             tf.nn.sparse_softmax_cross_entropy_with_logits(rows, scores)
         )
 
-    return differentiated(inputs, loss_of, **inputs.rules)
+    return differentiated(inputs, loss_of, xla=xla, **inputs.rules)
+
+
+def plain_xla(inputs):
+    """The same, compiled by XLA."""
+    return _plain(inputs, xla=True)
 
 
 def limit(inputs):

@@ -5,15 +5,20 @@ import tensorflow as tf
 from tests.benchmarks.on_tensorflow import differentiated
 
 
-def training(inputs):
+def training(inputs, **arguments):
     """Losses and both gradients, as in `fit`."""
-    softmax, loss = _layer_and_loss()
+    softmax, loss = _layer_and_loss(**arguments)
 
     def loss_of(query, candidate, **rules):
         losses = softmax(query, candidate, training=True, **rules)
         return loss(None, losses)
 
     return differentiated(inputs, loss_of, **inputs.rules)
+
+
+def symmetric(inputs):
+    """Both directions, in training."""
+    return training(inputs, symmetric=True)
 
 
 def evaluation(inputs):
@@ -30,10 +35,10 @@ def evaluation(inputs):
     return lambda: step(query, candidate, rules)
 
 
-def _layer_and_loss():
+def _layer_and_loss(**arguments):
     import inbatch_neg
 
     return (
-        inbatch_neg.InBatchNegativeSoftmax(batch_size="any"),
+        inbatch_neg.InBatchNegativeSoftmax(batch_size="any", **arguments),
         inbatch_neg.InBatchNegativeLoss(),
     )

@@ -24,6 +24,19 @@ def ours(inputs):
     return differentiated(inputs, loss_of, shifts=inputs.shifts)
 
 
+def hardest(inputs):
+    """The layer with as many hardest negatives, of all B."""
+    import inbatch_neg
+
+    softmax = inbatch_neg.InBatchNegativeSoftmax(
+        len(inputs.shifts), sampling="hardest", batch_size="any"
+    )
+    loss = inbatch_neg.InBatchNegativeLoss()
+    return differentiated(
+        inputs, lambda *vectors: loss(None, softmax(*vectors, training=True))
+    )
+
+
 def article(inputs):
     """As the article has it: the rotated batches are appended one by one."""
 

@@ -3,26 +3,38 @@
 import torch
 
 
-def _differentiated(inputs, loss_of):
-    query = torch.tensor(inputs.query, requires_grad=True)
-    candidate = torch.tensor(inputs.candidate, requires_grad=True)
+def _differentiated(inputs, loss_of, dtype=torch.float32):
+    options = {"dtype": dtype, "requires_grad": True}
+    query = torch.tensor(inputs.query, **options)
+    candidate = torch.tensor(inputs.candidate, **options)
 
     def step():
         loss = loss_of(query, candidate)
         gradients = torch.autograd.grad(loss, [query, candidate])
-        return loss.detach(), *gradients
+        # NumPy has no bfloat16.
+        return loss.detach(), *(gradient.float() for gradient in gradients)
 
     return step
 
 
-def ours(inputs):
+def ours(inputs, dtype=torch.float32):
     """`inbatch_neg.ops.in_batch_softmax_loss`."""
     from inbatch_neg import ops
 
     def loss_of(query, candidate):
         return torch.mean(ops.in_batch_softmax_loss(query, candidate))
 
-    return _differentiated(inputs, loss_of)
+    return _differentiated(inputs, loss_of, dtype)
+
+
+def ours_bfloat16(inputs):
+    """Of half-precision towers, as a `mixed_bfloat16` policy has them."""
+    return ours(inputs, torch.bfloat16)
+
+
+def ours_float16(inputs):
+    """As a `mixed_float16` policy has them."""
+    return ours(inputs, torch.float16)
 
 
 def plain(inputs):
@@ -61,7 +73,7 @@ def sentence_transformers(inputs):
     return _differentiated(inputs, loss_of)
 
 
-def limit(inputs):
+def own_limit(inputs):
     """The three matrix products that any exact gradient needs."""
     query = torch.tensor(inputs.query)
     candidate = torch.tensor(inputs.candidate)

@@ -97,39 +97,106 @@ def short(contender):
     return contender.split("/")[1]
 
 
+def run_together(wanted, own_process, dimensions, report=print):
+    """Measures everything once, in as few processes as possible.
+
+    Starting an engine takes longer than a figure, so those contenders of an
+    engine whose memory nobody asks for share a process.
+
+    Args:
+        wanted: List of `Measurement`.
+        own_process: Set of "measurement:contender" whose memory is wanted.
+        dimensions: As in `run`.
+        report: As in `run`.
+
+    Returns:
+        {measurement: {contender: [what the worker printed]}}.
+    """
+    alone, shared = [], {}
+    for measurement in wanted:
+        for contender in measurement.contenders:
+            asked = (measurement, contender)
+            name = f"{measurement.name}:{short(contender)}"
+            # What others have left in memory would speed up the limit.
+            if name in own_process or short(contender) == "limit":
+                alone.append([asked])
+            else:
+                key = (_engine(contender), _is_legacy(contender))
+                shared.setdefault(key, []).append(asked)
+    results = {measurement.name: {} for measurement in wanted}
+    for group in [*alone, *shared.values()]:
+        for (measurement, contender), result in zip(
+            group, _workers(group, dimensions)
+        ):
+            results[measurement.name][short(contender)] = [result]
+            report(
+                f"{measurement.name}, {contender}: "
+                f"{result['seconds'] * 1e3:.1f} ms"
+            )
+    for measurement in wanted:
+        _require_same_maths(measurement, results[measurement.name])
+    return results
+
+
+def _engine(contender):
+    return contender.split("/")[0].split("_")[0]
+
+
+def _is_legacy(contender):
+    return short(contender) == "tfrs"
+
+
 def _worker(measurement, contender, dimensions):
-    engine = contender.split("/")[0].split("_")[0]
+    (result,) = _workers([(measurement, contender)], dimensions)
+    return result
+
+
+def _workers(group, dimensions):
+    """Returns what one process finds for (measurement, contender) pairs."""
+    first = group[0][1]
     environment = dict(
         os.environ,
-        KERAS_BACKEND=engine,
+        KERAS_BACKEND=_engine(first),
         TF_CPP_MIN_LOG_LEVEL="3",
         CUDA_VISIBLE_DEVICES="-1",
         JAX_PLATFORMS="cpu",
-        TF_USE_LEGACY_KERAS="1" if short(contender) == "tfrs" else "0",
+        TF_USE_LEGACY_KERAS="1" if _is_legacy(first) else "0",
     )
-    command = [sys.executable, "-m", "tests.benchmarks.worker", contender]
-    command += ["--rows", str(measurement.rows)]
-    command += ["--dimensions", str(dimensions)]
-    command += ["--negatives", str(measurement.negatives)]
-    if measurement.with_rules:
-        command.append("--with-rules")
+    questions = [
+        json.dumps(
+            {
+                "contender": contender,
+                "rows": measurement.rows,
+                "dimensions": dimensions,
+                "with_rules": measurement.with_rules,
+                "negatives": measurement.negatives,
+            }
+        )
+        for measurement, contender in group
+    ]
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "tests.benchmarks.worker"],
+        input="\n".join(questions),
+        env=environment,
+        capture_output=True,
+        text=True,
     )
-    if done.returncode:
+    found = [json.loads(x) for x in done.stdout.splitlines() if x[:1] == "{"]
+    if done.returncode or len(found) != len(group):
+        measurement, contender = group[min(len(found), len(group) - 1)]
         raise WorkerError(
             f"{contender} failed in {measurement.name} with exit code "
             f"{done.returncode}:\n{done.stderr[-2000:]}",
             contender,
         )
-    return json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _require_same_maths(measurement, results):
     """Raises if a contender's loss or gradients are not those of the first."""
     expected = None
     for contender in measurement.contenders:
-        if (contender, measurement.with_rules) in measurements.OTHER_MATHS:
+        if not measurements.is_same_maths(contender, measurement.with_rules):
             continue
         result = results[short(contender)][0]
         if result["loss"] is None:
