@@ -10,7 +10,7 @@ from inbatch_neg import scoring as scoring_lib
 # larger chunk falls out of the cache.
 _CHUNK_FLOATS = 2**21
 _FEWEST_ROWS = 128
-_MOST_ROWS = 512
+_MOST_ROWS = 1024
 
 
 class RowChunks:
@@ -26,13 +26,16 @@ class RowChunks:
     Attributes:
         size: R, an int, or a scalar tensor if B is unknown.
         count: Number of chunks, likewise.
+        may_overlap: Whether rows may be in two chunks.
     """
 
     def __init__(self, rows, most):
         self._rows = rows
         self.size = _minimum(rows, most)
         self.count = -(-rows // self.size)
-        self._is_whole = isinstance(rows, int) and self.size == rows
+        known = isinstance(rows, int)
+        self.may_overlap = not known or rows % self.size != 0
+        self._is_whole = known and self.size == rows
 
     def start(self, index):
         """Returns the first row of a chunk."""
@@ -97,7 +100,7 @@ class Chunks(RowChunks):
                 left out.
         """
         query = self.of(self._query, start)
-        scores = engines.product(query, ops.transpose(self._candidate))
+        scores = engines.scores(query, self._candidate)
         scoring = self._scoring
         if scoring.column_bias is not None:
             scores = scores + scoring.column_bias

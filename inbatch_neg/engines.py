@@ -5,6 +5,7 @@ is imported unless Keras runs on it.
 """
 
 import contextlib
+import functools
 import sys
 import threading
 
@@ -78,20 +79,98 @@ def after(tensor, earlier):
 
 
 def product(left, right):
-    """Returns the matrix product, in the dtype of both.
-
-    Keras' own returns float32 for float64 on PyTorch.
-    """
-    if keras.backend.backend() == "torch":
+    """Returns the matrix product of (R, C) and (C, D), in the dtype of both."""
+    if keras.backend.backend() != "torch":
+        return ops.matmul(left, right)
+    if not left.is_mkldnn:
+        # Keras' own returns float32 for float64.
         return left @ right
-    return ops.matmul(left, right)
+    import torch
+
+    shape = (left.shape[0], right.shape[1])
+    return torch.ops.aten.mkldnn_linear_backward_input(
+        shape, left, right
+    ).to_dense()
 
 
 def add_product(tensor, left, right):
-    """Returns `tensor` + `left` times `right`; `tensor` is used up."""
-    if keras.backend.backend() == "torch":
+    """Returns (D, C) `tensor` + the product of (D, R) and (R, C).
+
+    `tensor` is used up.
+    """
+    if keras.backend.backend() != "torch":
+        return tensor + product(left, right)
+    if not right.is_mkldnn:
         return tensor.addmm_(left, right)
-    return tensor + product(left, right)
+    import torch
+
+    left = left.T.contiguous().to_mkldnn()
+    added, _ = torch.ops.aten.mkldnn_linear_backward_weights(
+        right, left, tensor.T, False
+    )
+    tensor.T.add_(added)
+    return tensor
+
+
+def scores(query, candidate):
+    """Returns the matrix product of (R, D) and (C, D) transposed."""
+    if keras.backend.backend() == "torch" and _has_onednn(query, candidate):
+        import torch
+
+        query = query.to_mkldnn()
+        return torch.nn.functional.linear(query, candidate).to_dense()
+    return product(query, ops.transpose(candidate))
+
+
+def factor(matrix):
+    """Returns a matrix (R, C) as `product` and `add_product` are fast with it.
+
+    It can be used for nothing else. Without gradients, see `_has_onednn`.
+    """
+    if keras.backend.backend() == "torch" and _has_onednn(matrix):
+        return matrix.to_mkldnn()
+    return matrix
+
+
+def _has_onednn(*tensors):
+    """Whether to multiply by oneDNN on PyTorch's CPU.
+
+    PyTorch asks MKL for products of float32, which on AMD processors runs at
+    a third of oneDNN's speed. What PyTorch has of oneDNN is the linear layer
+    and its gradients: three products, of tensors in oneDNN's own form, for
+    which autograd is no help.
+    """
+    import torch
+
+    suits = (
+        not torch.is_grad_enabled()
+        and torch.backends.mkldnn.is_available()
+        and all(
+            tensor.device.type == "cpu" and tensor.dtype == torch.float32
+            for tensor in tensors
+        )
+        and max(tensor.numel() for tensor in tensors) >= _FEWEST_FOR_ONEDNN
+    )
+    if suits:
+        _keep_freed_memory()
+    return suits
+
+
+# Numbers in the larger matrix; below, copying the tensors costs more.
+_FEWEST_FOR_ONEDNN = 2**15
+
+
+@functools.cache
+def _keep_freed_memory():
+    """Lets glibc keep the memory of a chunk for the next one.
+
+    It gives freed memory back to the system, and gets it again page by page,
+    in more time than a product takes, until a larger block has been freed.
+    Blocks above 32 MB do not count.
+    """
+    import torch
+
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def largest_small_table():
@@ -101,7 +180,7 @@ def largest_small_table():
     matter. PyTorch runs each operation from Python, so that the walk has to
     save more to pay for its own ones.
     """
-    return 2**20 if keras.backend.backend() == "torch" else 2**16
+    return 2**18 if keras.backend.backend() == "torch" else 2**16
 
 
 def integer_ids(ids):

@@ -83,8 +83,10 @@ def _sums(query, candidate, upstream, places):
             (chunks.size * candidates,),
         )
         weights = ops.reshape(weights, (chunks.size, candidates))
+        weights = engines.factor(weights)
         part = chunks.of(query, start)
-        part = ops.where(chunks.is_new(index), part, ops.zeros_like(part))
+        if chunks.may_overlap:  # rows must not count twice
+            part = ops.where(chunks.is_new(index), part, ops.zeros_like(part))
         return (
             engines.put_rows(
                 d_query, start, engines.product(weights, candidate)
@@ -94,7 +96,7 @@ def _sums(query, candidate, upstream, places):
 
     found = (
         ops.zeros_like(query),
-        ops.zeros((ops.shape(query)[1], candidates), query.dtype),
+        ops.transpose(ops.zeros_like(candidate)),
     )
     d_query, d_candidate = ops.fori_loop(0, chunks.count, visit, found)
     return d_query, ops.transpose(d_candidate)

@@ -177,14 +177,16 @@ def _walk(query, candidate, row_weight, scoring, wanted):
             )
             found["loss"] = engines.put_rows(found["loss"], start, loss)
         weight = chunks.of(row_weight, start)[:, None]
+        share = engines.factor(share)
         if "query" in wanted:
             positive = chunks.of(candidate, start)
             update = weight * (engines.product(share, candidate) - positive)
             found["query"] = engines.put_rows(found["query"], start, update)
         if "candidate" in wanted:
-            # Rows of the chunk before must not count twice.
             pull = chunks.of(weighted, start)
-            pull = ops.where(chunks.is_new(index), pull, ops.zeros_like(pull))
+            if chunks.may_overlap:  # rows must not count twice
+                new = chunks.is_new(index)
+                pull = ops.where(new, pull, ops.zeros_like(pull))
             # (D, R) by (R, C): the long side last is twice as fast on JAX.
             found["candidate"] = engines.add_product(
                 found["candidate"], ops.transpose(pull), share

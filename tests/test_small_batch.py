@@ -94,7 +94,7 @@ def test_the_layer_in_training_and_inference():
 
 @pytest.mark.parametrize("rows", [256, 257])
 def test_up_to_which_size(rows):
-    largest = 1024 if BACKEND == "torch" else 256
+    largest = 512 if BACKEND == "torch" else 256
     rows += largest - 256
     vectors = np.random.default_rng(0).normal(size=(rows, 2)).astype("float32")
     if rows <= largest:

@@ -1,0 +1,77 @@
+"""The matrix products that differ by engine, against NumPy."""
+
+import contextlib
+
+import numpy as np
+import pytest
+from helpers import BACKEND, to_numpy
+from keras import ops
+
+from inbatch_neg import engines
+
+# Dimensions, rows, candidates: PyTorch has other products for large ones.
+SIZES = [(3, 4, 5), (16, 70, 1000), (1, 300, 300)]
+
+
+@contextlib.contextmanager
+def no_gradients():
+    """As inside of a custom gradient."""
+    if BACKEND == "torch":
+        import torch
+
+        with torch.no_grad():
+            yield
+    else:
+        yield
+
+
+def matrices(size, dtype):
+    dimensions, rows, candidates = size
+    random = np.random.default_rng(0)
+    shapes = [(rows, dimensions), (candidates, dimensions), (rows, candidates)]
+    return [random.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products(size, dtype):
+    query, candidate, share = matrices(size, dtype)
+    with no_gradients():
+        q, c, p = map(ops.convert_to_tensor, (query, candidate, share))
+        factor = engines.factor(p)
+        total = ops.transpose(ops.ones_like(c))
+        found = {
+            "scores": (engines.scores(q, c), query @ candidate.T),
+            "product": (engines.product(factor, c), share @ candidate),
+            "add_product": (
+                engines.add_product(total, ops.transpose(q), factor),
+                1 + query.T @ share,
+            ),
+        }
+    exact = dtype == "float64" and BACKEND != "jax"
+    for name, (actual, expected) in found.items():
+        actual = to_numpy(actual)
+        assert actual.dtype == ("float64" if exact else "float32"), name
+        error = np.abs(actual - expected).max() / np.abs(expected).max()
+        assert error < (1e-13 if exact else 1e-5), name
+
+
+if BACKEND == "torch":
+
+    def test_large_float32_products_are_those_of_onednn():
+        import torch
+
+        there = torch.backends.mkldnn.is_available()
+        with torch.no_grad():
+            assert engines.factor(torch.ones(200, 200)).is_mkldnn == there
+            assert not engines.factor(torch.ones(200, 200).double()).is_mkldnn
+            assert not engines.factor(torch.ones(20, 20)).is_mkldnn
+        # Autograd is to record a plain product.
+        assert not engines.factor(torch.ones(200, 200)).is_mkldnn
+
+    def test_scores_have_gradients_where_autograd_records():
+        import torch
+
+        query = torch.ones(200, 2, requires_grad=True)
+        engines.scores(query, torch.ones(300, 2)).sum().backward()
+        assert (query.grad == 300).all()
