@@ -60,13 +60,16 @@ def batch_loss(
         candidate_sampling_probability=candidate_sampling_probability,
         candidate_mask=candidate_mask,
     )
-    if sample_weight is None:
+    query = query / temperature
+    row_weight = sample_weight
+    if row_weight is not None:
+        row_weight = ops.cast(row_weight, dtype)
+    if _is_small(query, candidate):
+        losses = _whole_loss(query, candidate, scoring)
+        return losses if row_weight is None else losses * row_weight
+    if row_weight is None:
         row_weight = ops.ones((rows,), dtype)
-    else:
-        row_weight = ops.cast(sample_weight, dtype)
-    return softmax_loss(
-        query / temperature, candidate, row_weight, scoring, with_gradients
-    )
+    return softmax_loss(query, candidate, row_weight, scoring, with_gradients)
 
 
 def softmax_loss(query, candidate, row_weight, scoring, with_gradients):
@@ -81,8 +84,6 @@ def softmax_loss(query, candidate, row_weight, scoring, with_gradients):
             (6BCD flops in all). If not, it is 2BCD, and 6BCD more if they
             are asked for after all.
     """
-    if _is_small(query, candidate):
-        return _whole_loss(query, candidate, scoring) * row_weight
 
     @ops.custom_gradient
     def weighted_loss(query, candidate, row_weight):
@@ -112,9 +113,9 @@ def _is_small(query, candidate):
 def _whole_loss(query, candidate, scoring):
     """Returns (B,) unweighted losses, differentiated by the engine."""
     chunks = Chunks(query, candidate, scoring, most=query.shape[0])
-    share = ops.log_softmax(chunks.scores(0, own_too=True))
+    log_share = ops.log_softmax(chunks.scores(0, own_too=True))
     # From 0, or a loss of 0 would be -0.
-    return 0.0 - chunks.own(share, 0)
+    return 0.0 - chunks.own(log_share, 0)
 
 
 def _chain(upstream, found, row_weight, walk):

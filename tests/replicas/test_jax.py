@@ -94,3 +94,12 @@ def test_backup_and_restore_after_a_kill(tmp_path):
 
 def test_the_example_learns(tmp_path):
     launch.assert_example_learns(tmp_path, ENGINE)
+
+
+def test_rows_that_the_devices_do_not_divide_are_an_error(tmp_path):
+    log = tmp_path / "unequal.log"
+    process = launch.start("unequal_jax.py", engine=ENGINE, log=log)
+    assert launch.wait([process]) == [3], launch.tail(process)
+    text = log.read_text()
+    assert "must bring the same number of rows" in text
+    assert "6 over 4 devices" in text
