@@ -83,14 +83,24 @@ def product(left, right):
     if keras.backend.backend() != "torch":
         return ops.matmul(left, right)
     if not left.is_mkldnn:
-        # Keras' own returns float32 for float64.
-        return left @ right
+        return _full_product(left, right)
     import torch
 
     shape = (left.shape[0], right.shape[1])
     return torch.ops.aten.mkldnn_linear_backward_input(
         shape, left, right
     ).to_dense()
+
+
+def _full_product(left, right):
+    """Returns the product on PyTorch. Keras' own is float32 for float64."""
+    import torch
+
+    device = left.device.type
+    if not torch.is_autocast_enabled(device):
+        return left @ right
+    with torch.autocast(device, enabled=False):  # which rounds to bfloat16
+        return left @ right
 
 
 def add_product(tensor, left, right):
@@ -144,6 +154,8 @@ def _has_onednn(*tensors):
 
     suits = (
         not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and all(
             tensor.device.type == "cpu" and tensor.dtype == torch.float32

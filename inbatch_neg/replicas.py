@@ -7,6 +7,8 @@ one j places further in the global batch of G rows, and the maths needs to
 know nothing of replicas.
 """
 
+import zlib
+
 import keras
 from keras import ops
 
@@ -179,7 +181,8 @@ def _collectives():
 def _unequal(sizes):
     return (
         "Every replica must bring the same number of rows, candidates and "
-        "dimensions, and the same optional arguments, to a global batch. "
+        "dimensions, the same optional arguments and dtypes, to a global "
+        "batch. "
         "Fix: batch with `inbatch_neg.full_batches`, with a global batch size "
         "that the number of replicas divides. "
         f"Received: rows by replica: {sizes}"
@@ -258,12 +261,18 @@ class _Torch:
         for tensor in batch.values():
             shape = (-1,) if tensor is None else tensor.shape
             own += [*shape, *[0] * (2 - len(shape))]
+            own.append(0 if tensor is None else _dtype_number(tensor))
         device = next(x.device for x in batch.values() if x is not None)
         own = torch.tensor([own], dtype=torch.int64, device=device)
         every = self.gather_values(own)
         if not bool((every == every[:1]).all()):
             raise PartialBatchError(_unequal(every[:, 0].tolist()))
         return batch
+
+
+def _dtype_number(tensor):
+    # zlib, since Python's own hash of a string differs by process.
+    return zlib.crc32(str(tensor.dtype).encode())
 
 
 def _torch_gather():

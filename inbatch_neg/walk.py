@@ -148,8 +148,7 @@ def _walk(query, candidate, row_weight, scoring, wanted):
         wanted: Some of "loss", the (B,) unweighted losses, "query" and
             "candidate", the weighted gradients.
     """
-    rows, dimensions = ops.shape(query)
-    candidates = ops.shape(candidate)[0]
+    rows = ops.shape(query)[0]
     chunks = Chunks(query, candidate, scoring)
     weighted = row_weight[:, None] * query
 
@@ -203,7 +202,7 @@ def _walk(query, candidate, row_weight, scoring, wanted):
         # A row's positive is the candidate of its own number. A row without
         # negatives has p = 1 there, and the difference is 0: exactly, but for
         # one chunk on JAX, which fuses product and difference (1 ulp then).
-        extra = ops.zeros((candidates - rows, dimensions), query.dtype)
+        extra = ops.zeros_like(candidate[rows:])
         found["candidate"] = -ops.transpose(ops.concatenate([weighted, extra]))
     found = dict(ops.fori_loop(0, chunks.count, visit, found))
     if "candidate" in wanted:

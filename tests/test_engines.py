@@ -75,3 +75,33 @@ if BACKEND == "torch":
         query = torch.ones(200, 2, requires_grad=True)
         engines.scores(query, torch.ones(300, 2)).sum().backward()
         assert (query.grad == 300).all()
+
+    @pytest.mark.parametrize("rows", [100, 600])
+    def test_autocast_rounds_nothing(rows):
+        import torch
+
+        import inbatch_neg
+
+        vectors = torch.randn(rows, 16, requires_grad=True)
+        layer = inbatch_neg.InBatchNegativeSoftmax()
+        expected = layer(vectors, vectors, training=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = layer(vectors, vectors, training=True)
+        assert loss.dtype == torch.float32
+        assert torch.allclose(loss, expected, rtol=1e-5)
+        loss.mean().backward()
+
+    def test_compiled_by_dynamo():
+        import torch
+
+        import inbatch_neg
+
+        vectors = torch.randn(600, 16, requires_grad=True)
+        layer = inbatch_neg.InBatchNegativeSoftmax()
+        step = torch.compile(
+            lambda x: layer(x, x, training=True), backend="eager"
+        )
+        loss = step(vectors)
+        assert torch.allclose(loss, layer(vectors, vectors), rtol=1e-5)
+        loss.mean().backward()
+        assert vectors.grad.isfinite().all()

@@ -140,6 +140,14 @@ def assert_global_columns(found, rows):
     assert len(set(shifts[0])) == shifts.shape[1]
 
 
+def assert_own_columns(found, rows, replicas):
+    """Without `cross_replica` a row meets the rows of its replica alone."""
+    own = found["own_rows"]
+    replica = np.repeat(np.arange(replicas), rows)[:, None]
+    assert own.shape == (rows * replicas, rows)
+    np.testing.assert_array_equal(own // rows, replica + 0 * own)
+
+
 def assert_survivors_and_resumption(
     folder, start, survivor_code, engine_timeout
 ):

@@ -13,16 +13,9 @@ ENGINE = "jax"
 FEW = ("everything", "rotation", "memory")
 
 
-def train(output, way, kind, devices, *cases):
+def train(output, *arguments):
     return launch.start(
-        "run_jax.py",
-        output,
-        way,
-        kind,
-        devices,
-        *cases,
-        engine=ENGINE,
-        log=f"{output}.log",
+        "run_jax.py", output, *arguments, engine=ENGINE, log=f"{output}.log"
     )
 
 
