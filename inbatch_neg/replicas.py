@@ -43,7 +43,7 @@ def gather(tensors):
     Args:
         tensors: Dict of tensors with one entry per row of this replica.
     """
-    collectives = None if _on_jax() else _collectives()
+    collectives = _collectives()
     if collectives is None:
         return tensors
     tensors = collectives.require_alike(tensors)
@@ -61,7 +61,7 @@ def own_share(tensor):
     Args:
         tensor: Its first dimension is static, a multiple of `count()`.
     """
-    collectives = None if _on_jax() else _collectives()
+    collectives = _collectives()
     if collectives is None:
         return tensor
     rows = tensor.shape[0] // collectives.count
@@ -69,10 +69,6 @@ def own_share(tensor):
     return ops.slice(
         tensor, (collectives.index * rows, *rest), (rows, *tensor.shape[1:])
     )
-
-
-def _on_jax():
-    return keras.backend.backend() == "jax"
 
 
 def shown_a_mean():
@@ -96,7 +92,7 @@ def require_alike(batch):
 
     On JAX there is but one, global batch.
     """
-    collectives = None if _on_jax() else _collectives()
+    collectives = _collectives()
     return batch if collectives is None else collectives.require_alike(batch)
 
 
@@ -113,7 +109,7 @@ def run(function, batch, uniform=None):
         batch: Dict of checked tensors or None, the layer's arguments.
         uniform: Tensor that the first replica decides on for all, or None.
     """
-    if _on_jax():
+    if keras.backend.backend() == "jax":
         return _run_on_jax(function, batch, uniform)
     collectives = _collectives()
     rows = ops.shape(batch["query"])[0]
@@ -161,7 +157,10 @@ def _same(one, other):
 
 
 def _collectives():
-    """Returns those of the engine, or None if there is one replica."""
+    """Returns those of the engine, or None if there is one replica.
+
+    None on JAX, whose tensors are those of the global batch.
+    """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

@@ -152,8 +152,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
         if training:
             by_row = replicas.gather({"candidate_ids": ops.transpose(places)})
             by_row = by_row["candidate_ids"]
-            rows = ops.shape(by_row)[0]
-            self._learn(ops.reshape(ops.transpose(by_row), (-1,)), rows)
+            self._learn(ops.reshape(by_row, (-1,)), ops.shape(by_row)[0])
         seen = ops.take(self._weight, places) > 0.0
         rows = _rows(self._clock)
         interval = ops.where(seen, ops.take(self._interval, places), rows + 1.0)

@@ -177,7 +177,8 @@ def _walk(query, candidate, row_weight, scoring, wanted):
             )
             found["loss"] = engines.put_rows(found["loss"], start, loss)
         weight = chunks.of(row_weight, start)[:, None]
-        share = engines.factor(share)
+        if wanted != ("loss",):
+            share = engines.factor(share)
         if "query" in wanted:
             positive = chunks.of(candidate, start)
             update = weight * (engines.product(share, candidate) - positive)

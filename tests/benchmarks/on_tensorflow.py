@@ -23,7 +23,7 @@ def differentiated(inputs, loss_of, dtype=tf.float32, xla=False, **tensors):
     return lambda: step(query, candidate, tensors)
 
 
-def ours(inputs):
+def ours(inputs, dtype=tf.float32):
     """`inbatch_neg.ops.in_batch_softmax_loss`."""
     from inbatch_neg import ops
 
@@ -31,7 +31,7 @@ def ours(inputs):
         losses = ops.in_batch_softmax_loss(query, candidate, **rules)
         return tf.reduce_mean(losses)
 
-    return differentiated(inputs, loss_of, **inputs.rules)
+    return differentiated(inputs, loss_of, dtype, **inputs.rules)
 
 
 def ours_uneven(inputs):
@@ -49,22 +49,12 @@ def ours_uneven(inputs):
 
 def ours_bfloat16(inputs):
     """Of half-precision towers, as a `mixed_bfloat16` policy has them."""
-    return _half(inputs, tf.bfloat16)
+    return ours(inputs, tf.bfloat16)
 
 
 def ours_float16(inputs):
     """As a `mixed_float16` policy has them."""
-    return _half(inputs, tf.float16)
-
-
-def _half(inputs, dtype):
-    from inbatch_neg import ops
-
-    def loss_of(query, candidate):
-        losses = ops.in_batch_softmax_loss(query, candidate)
-        return tf.reduce_mean(losses)
-
-    return differentiated(inputs, loss_of, dtype=dtype)
+    return ours(inputs, tf.float16)
 
 
 def tfrs(inputs):

@@ -1,7 +1,6 @@
 """A whole training step: towers, loss, gradients and Adam.
 
-The same on the Keras of TFRS, which is the legacy one, and on Keras 3. The
-functions that take a loss are those of `on_tensorflow.py`.
+The same on the Keras of TFRS, which is the legacy one, and on Keras 3.
 """
 
 import numpy as np
