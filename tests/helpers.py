@@ -2,8 +2,22 @@
 
 import keras
 import numpy as np
+import oracle
+
+from inbatch_neg import ops
 
 BACKEND = keras.backend.backend()
+
+# What the gradients are by.
+DIFFERENTIABLE = ("query", "candidate", "sample_weight", "temperature")
+RULES = (
+    "candidate_ids",
+    "query_ids",
+    "candidate_sampling_probability",
+    "candidate_mask",
+    "sample_weight",
+)
+ALONE = [(), *[(name,) for name in RULES], RULES]
 
 
 def to_numpy(tensor):
@@ -145,6 +159,23 @@ def assert_close(actual, expected, tolerance=2e-5, name=""):
     scale = max(1e-3, np.abs(expected).max())
     error = np.abs(actual - expected).max() / scale
     assert error <= tolerance, f"{name}: error {error:.3g} of the largest"
+
+
+def check_loss(batch, upstream=None, compiled=True, tolerance=2e-5):
+    """Compares the loss and each gradient that there is with the oracle."""
+    by = {name: batch[name] for name in DIFFERENTIABLE if name in batch}
+    rest = {name: value for name, value in batch.items() if name not in by}
+    value, gradients = value_and_gradients(
+        lambda **tensors: ops.in_batch_softmax_loss(**tensors, **rest),
+        by,
+        upstream,
+        compiled,
+    )
+    expected, d_expected = oracle.softmax_loss(**batch, upstream=upstream)
+    assert value.dtype == "float32"
+    assert_close(value, expected, tolerance, "loss")
+    for name in by:
+        assert_close(gradients[name], d_expected[name], tolerance, name)
 
 
 def small_chunks(monkeypatch, rows=4):

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 import pytest
-from helpers import BACKEND, to_numpy
+from helpers import BACKEND, only_on, to_numpy
 from keras import ops
 
 from inbatch_neg import engines
@@ -56,52 +56,55 @@ def test_products(size, dtype):
         assert error < (1e-13 if exact else 1e-5), name
 
 
-if BACKEND == "torch":
+@only_on("torch")
+def test_large_float32_products_are_those_of_onednn():
+    import torch
 
-    def test_large_float32_products_are_those_of_onednn():
-        import torch
+    there = torch.backends.mkldnn.is_available()
+    with torch.no_grad():
+        assert engines.factor(torch.ones(200, 200)).is_mkldnn == there
+        assert not engines.factor(torch.ones(200, 200).double()).is_mkldnn
+        assert not engines.factor(torch.ones(20, 20)).is_mkldnn
+    # Autograd is to record a plain product.
+    assert not engines.factor(torch.ones(200, 200)).is_mkldnn
 
-        there = torch.backends.mkldnn.is_available()
-        with torch.no_grad():
-            assert engines.factor(torch.ones(200, 200)).is_mkldnn == there
-            assert not engines.factor(torch.ones(200, 200).double()).is_mkldnn
-            assert not engines.factor(torch.ones(20, 20)).is_mkldnn
-        # Autograd is to record a plain product.
-        assert not engines.factor(torch.ones(200, 200)).is_mkldnn
 
-    def test_scores_have_gradients_where_autograd_records():
-        import torch
+@only_on("torch")
+def test_scores_have_gradients_where_autograd_records():
+    import torch
 
-        query = torch.ones(200, 2, requires_grad=True)
-        engines.scores(query, torch.ones(300, 2)).sum().backward()
-        assert (query.grad == 300).all()
+    query = torch.ones(200, 2, requires_grad=True)
+    engines.scores(query, torch.ones(300, 2)).sum().backward()
+    assert (query.grad == 300).all()
 
-    @pytest.mark.parametrize("rows", [100, 600])
-    def test_autocast_rounds_nothing(rows):
-        import torch
 
-        import inbatch_neg
+@only_on("torch")
+@pytest.mark.parametrize("rows", [100, 600])
+def test_autocast_rounds_nothing(rows):
+    import torch
 
-        vectors = torch.randn(rows, 16, requires_grad=True)
-        layer = inbatch_neg.InBatchNegativeSoftmax()
-        expected = layer(vectors, vectors, training=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = layer(vectors, vectors, training=True)
-        assert loss.dtype == torch.float32
-        assert torch.allclose(loss, expected, rtol=1e-5)
-        loss.mean().backward()
+    import inbatch_neg
 
-    def test_compiled_by_dynamo():
-        import torch
+    vectors = torch.randn(rows, 16, requires_grad=True)
+    layer = inbatch_neg.InBatchNegativeSoftmax()
+    expected = layer(vectors, vectors, training=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(vectors, vectors, training=True)
+    assert loss.dtype == torch.float32
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    loss.mean().backward()
 
-        import inbatch_neg
 
-        vectors = torch.randn(600, 16, requires_grad=True)
-        layer = inbatch_neg.InBatchNegativeSoftmax()
-        step = torch.compile(
-            lambda x: layer(x, x, training=True), backend="eager"
-        )
-        loss = step(vectors)
-        assert torch.allclose(loss, layer(vectors, vectors), rtol=1e-5)
-        loss.mean().backward()
-        assert vectors.grad.isfinite().all()
+@only_on("torch")
+def test_compiled_by_dynamo():
+    import torch
+
+    import inbatch_neg
+
+    vectors = torch.randn(600, 16, requires_grad=True)
+    layer = inbatch_neg.InBatchNegativeSoftmax()
+    step = torch.compile(lambda x: layer(x, x, training=True), backend="eager")
+    loss = step(vectors)
+    assert torch.allclose(loss, layer(vectors, vectors), rtol=1e-5)
+    loss.mean().backward()
+    assert vectors.grad.isfinite().all()

@@ -5,38 +5,18 @@ import keras
 import numpy as np
 import oracle
 import pytest
-from helpers import BACKEND, assert_close, batch_of, small_chunks
+from helpers import (
+    ALONE,
+    BACKEND,
+    assert_close,
+    batch_of,
+    check_loss,
+    small_chunks,
+)
 
 from inbatch_neg import ops
 
-# What the gradients are by.
-DIFFERENTIABLE = ("query", "candidate", "sample_weight", "temperature")
 VECTORS = ("query", "candidate")
-RULES = (
-    "candidate_ids",
-    "query_ids",
-    "candidate_sampling_probability",
-    "candidate_mask",
-    "sample_weight",
-)
-ALONE = [(), *[(name,) for name in RULES], RULES]
-
-
-def check(batch, upstream=None, compiled=True, tolerance=2e-5):
-    """Compares the loss and each gradient that there is with the oracle."""
-    by = {name: batch[name] for name in DIFFERENTIABLE if name in batch}
-    rest = {name: value for name, value in batch.items() if name not in by}
-    value, gradients = helpers.value_and_gradients(
-        lambda **tensors: ops.in_batch_softmax_loss(**tensors, **rest),
-        by,
-        upstream,
-        compiled,
-    )
-    expected, d_expected = oracle.softmax_loss(**batch, upstream=upstream)
-    assert value.dtype == "float32"
-    assert_close(value, expected, tolerance, "loss")
-    for name in by:
-        assert_close(gradients[name], d_expected[name], tolerance, name)
 
 
 def pick(batch, names):
@@ -49,7 +29,7 @@ def test_each_rule_over_several_chunks(monkeypatch, names, candidates):
     small_chunks(monkeypatch)
     batch = pick(batch_of(11, candidates), names)
     upstream = np.random.default_rng(1).normal(size=11)
-    check(batch, upstream, compiled=candidates == 11 or BACKEND == "jax")
+    check_loss(batch, upstream, compiled=candidates == 11 or BACKEND == "jax")
 
 
 @pytest.mark.parametrize("rows, candidates", [(2, 2), (5, 9), (700, 700)])
@@ -58,19 +38,19 @@ def test_every_size(rows, candidates):
     # four of its seven digits, in any float32 formula.
     tolerance = 3e-4 if rows == 2 else 2e-5
     batch = {**batch_of(rows, candidates), "temperature": np.float32(0.5)}
-    check(batch, tolerance=tolerance)
+    check_loss(batch, tolerance=tolerance)
 
 
 def test_rows_that_are_no_multiple_of_the_chunk():
     upstream = np.random.default_rng(1).normal(size=1003)
     batch = batch_of(1003, 1100)
-    check({**batch, "temperature": np.float32(0.5)}, upstream)
+    check_loss({**batch, "temperature": np.float32(0.5)}, upstream)
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 6, 10, 11, 12])
 def test_chunks_of_every_remainder(monkeypatch, chunk):
     small_chunks(monkeypatch, chunk)
-    check(
+    check_loss(
         batch_of(11, 13),
         np.arange(11.0),
         compiled=chunk == 5 or BACKEND == "jax",
@@ -79,7 +59,7 @@ def test_chunks_of_every_remainder(monkeypatch, chunk):
 
 @pytest.mark.parametrize("upstream", [None, np.full(5, 3.0), np.eye(5)[2]])
 def test_upstream_gradients(upstream):
-    check({**batch_of(5, 9), "temperature": np.float32(0.2)}, upstream)
+    check_loss({**batch_of(5, 9), "temperature": np.float32(0.2)}, upstream)
 
 
 def test_mean_of_the_losses():
@@ -193,22 +173,22 @@ def one_dimension(*scores):
 
 @pytest.mark.parametrize("large", [200.0, 1e4, -1e4])
 def test_large_scores(large):
-    check(one_dimension(0.0, 1.0, large))
+    check_loss(one_dimension(0.0, 1.0, large))
     # The gradient of a query is a difference of candidates as large as
     # `large`, so any float32 formula loses as many digits as that has.
     rounding = 2 * np.finfo("float32").eps * abs(large)
-    check(one_dimension(large, large + 1), tolerance=max(rounding, 2e-5))
+    check_loss(one_dimension(large, large + 1), tolerance=max(rounding, 2e-5))
 
 
 @pytest.mark.parametrize("large", [200.0, 1e4])
 def test_a_large_score_that_is_masked(large):
     batch = one_dimension(0.0, 1.0, large)
     mask = {"candidate_mask": np.array([True, True, False])}
-    check({**batch, **mask})
+    check_loss({**batch, **mask})
     ids = {"candidate_ids": np.array([7, 8, 7])}  # masked for row 0 alone
-    check({**batch, **ids})
+    check_loss({**batch, **ids})
     own = {"candidate_mask": np.array([False, True, True])}
-    check({**one_dimension(large, 0.0, 1.0), **own})
+    check_loss({**one_dimension(large, 0.0, 1.0), **own})
 
 
 @pytest.mark.parametrize(
@@ -271,7 +251,7 @@ def test_probabilities_of_zero_or_less_count_as_the_smallest(nothing):
     assert loss[1] == 0.0
     batch = batch_of(5)
     batch["candidate_sampling_probability"] = np.full(5, nothing, "float32")
-    check(batch)
+    check_loss(batch)
 
 
 def masked(ids):
@@ -317,7 +297,7 @@ def test_string_ids():
     batch = pick(batch_of(5), ())
     if BACKEND == "tensorflow":
         for name in ("candidate_ids", "query_ids"):
-            check({**batch, name: ids})
+            check_loss({**batch, name: ids})
     else:
         # NumPy's strings are no tensors of these engines.
         with pytest.raises((TypeError, ValueError), match="candidate_ids"):

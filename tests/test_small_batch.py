@@ -4,18 +4,17 @@ import helpers
 import numpy as np
 import oracle
 import pytest
-from helpers import BACKEND, assert_close, batch_of, to_numpy
+from helpers import (
+    ALONE,
+    BACKEND,
+    assert_close,
+    batch_of,
+    check_loss,
+    to_numpy,
+)
 
 from inbatch_neg import InBatchNegativeSoftmax, engines, ops, walk
 
-DIFFERENTIABLE = ("query", "candidate", "sample_weight", "temperature")
-RULES = (
-    "candidate_ids",
-    "query_ids",
-    "candidate_sampling_probability",
-    "candidate_mask",
-    "sample_weight",
-)
 LARGEST = engines.largest_small_table()  # before the fixtures change it
 
 
@@ -29,27 +28,14 @@ def _tables_are_kept(_walk, monkeypatch):
     monkeypatch.setattr(walk, "_walk", fail)
 
 
-@pytest.mark.parametrize(
-    "names", [(), *[(name,) for name in RULES], RULES], ids="+".join
-)
+@pytest.mark.parametrize("names", ALONE, ids="+".join)
 @pytest.mark.parametrize("candidates", [11, 14])
 def test_losses_and_gradients(names, candidates):
     batch = batch_of(11, candidates)
     batch = {n: batch[n] for n in ("query", "candidate", *names)}
     batch["temperature"] = np.float32(0.5)
     upstream = np.random.default_rng(1).normal(size=11)
-    by = {name: batch[name] for name in DIFFERENTIABLE if name in batch}
-    rest = {name: value for name, value in batch.items() if name not in by}
-    value, gradients = helpers.value_and_gradients(
-        lambda **tensors: ops.in_batch_softmax_loss(**tensors, **rest),
-        by,
-        upstream,
-    )
-    expected, d_expected = oracle.softmax_loss(**batch, upstream=upstream)
-    assert value.dtype == "float32"
-    assert_close(value, expected, name="loss")
-    for name in by:
-        assert_close(gradients[name], d_expected[name], name=name)
+    check_loss(batch, upstream, compiled=BACKEND == "jax")
 
 
 def test_float64():

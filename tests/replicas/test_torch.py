@@ -7,21 +7,32 @@ from tests.replicas import launch
 ENGINE = "torch"
 
 
-def train(folder, number):
-    """Starts `number` processes that train together."""
+def together(program, folder, number, *event, wanted=None):
+    """Starts `number` processes of a program that takes rank, number, port."""
     (port,) = launch.free_ports(1)
     return [
         launch.start(
-            "run_torch.py",
-            folder / f"{rank}.npz",
+            program,
+            folder if wanted is None else folder / wanted.format(rank),
             rank,
             number,
             port,
+            *event,
             engine=ENGINE,
-            log=folder / f"{rank}.log",
+            log=folder / f"{''.join(event)}{rank}.log",
         )
         for rank in range(number)
     ]
+
+
+def train(folder, number):
+    """Starts processes that train every case."""
+    return together("run_torch.py", folder, number, wanted="{}.npz")
+
+
+def faulty(folder, number, event):
+    """Starts processes in which something goes wrong."""
+    return together("faults_torch.py", folder, number, event)
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +48,6 @@ def test_processes_equal_one_process(alone, tmp_path, number):
     launch.finish(train(tmp_path, number))
     for rank in range(number):
         launch.assert_equal_results(alone, tmp_path / f"{rank}.npz")
-
-
-def faulty(folder, number, event):
-    """Starts processes in which something goes wrong."""
-    (port,) = launch.free_ports(1)
-    return [
-        launch.start(
-            "faults_torch.py",
-            folder,
-            rank,
-            number,
-            port,
-            event,
-            engine=ENGINE,
-            log=folder / f"{event}{rank}.log",
-        )
-        for rank in range(number)
-    ]
 
 
 def test_columns_follow_the_global_batch(tmp_path):
