@@ -235,10 +235,10 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 self._check(given)
             return self._shape_alone(query, candidate)
         given = arguments.to_tensors(**given)
-        self._check(given)
         if self.cross_replica:
             # Before a replica may refuse its own rows, and the others wait.
             given = replicas.require_alike(given)
+        self._check(given)
         given = self._full(given, training)
         for name in ("query", "candidate"):
             given[name] = ops.cast(given[name], self._maths_dtype)
@@ -366,11 +366,12 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         rows, candidates = query.shape[0], candidate.shape[0]
         kwargs.pop("training", None)
         given = {"query": query, "candidate": candidate, **kwargs}
-        self._check({**dict.fromkeys(_TENSORS), **given})
-        self._batch_size.check_symbolic(self.name, query.shape)
         shape = (rows,)
-        if self.return_logits:
-            shape = (rows, self._columns(rows, candidates))
+        with keras.SymbolicScope():  # in which a strategy's replicas count
+            self._check({**dict.fromkeys(_TENSORS), **given})
+            if self.return_logits:
+                shape = (rows, self._columns(rows, candidates))
+        self._batch_size.check_symbolic(self.name, query.shape)
         return keras.KerasTensor(shape, dtype=self._maths_dtype)
 
     @property

@@ -152,6 +152,9 @@ class CrossBatchMemory(keras.layers.Layer):
                 self._check(given)
             return self._shapes_alone(given)
         given = arguments.to_tensors(**given)
+        if training:
+            # Before a replica may refuse its own rows, and the others wait.
+            given = replicas.require_alike(given)
         self._check(given)
         given["candidate"] = self._fitting(given["candidate"])
         batch, result = {}, {}
@@ -270,8 +273,9 @@ class CrossBatchMemory(keras.layers.Layer):
         self._check(dict(zip(_TENSORS, given)))
         rows = candidate.shape[0]
         if rows is not None:
-            self._fitting(candidate)
-            rows += self._share()
+            with keras.SymbolicScope():  # in which a strategy's replicas count
+                self._fitting(candidate)
+                rows += self._share()
         return {
             name: keras.KerasTensor((rows, *rest), dtype=dtype)
             for name, (rest, dtype) in self._outputs().items()

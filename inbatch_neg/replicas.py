@@ -41,12 +41,12 @@ def gather(tensors):
     Equal on every replica, so that what is computed from them stays equal.
 
     Args:
-        tensors: Dict of tensors with one entry per row of this replica.
+        tensors: Dict of tensors with one entry per row of this replica, which
+            `require_alike` let pass.
     """
     collectives = _collectives()
     if collectives is None:
         return tensors
-    tensors = collectives.require_alike(tensors)
     return {
         name: collectives.all_gather(ops.stop_gradient(tensor))
         for name, tensor in tensors.items()
@@ -105,7 +105,7 @@ def run(function, batch, uniform=None):
             called once on every replica, with the replica's own queries and
             weights, and with the candidates, ids, probabilities and masks of
             the global batch: own rows first, then the next replica's and so
-            on, then all the extra candidates.
+            on, then the extra candidates, those of the first replica first.
         batch: Dict of checked tensors or None, the layer's arguments.
         uniform: Tensor that the first replica decides on for all, or None.
     """
@@ -139,16 +139,11 @@ def _own_first(tensor, rows, collectives):
         tensor = ops.cast(tensor, "int32")
     every = collectives.all_gather(tensor)
     every = ops.reshape(every, (collectives.count, own, *rest))
-    every = ops.roll(every, -collectives.index, axis=0)
-    if _same(own, rows):
-        result = ops.reshape(every, (-1, *rest))
-    else:
-        result = ops.concatenate(
-            [
-                ops.reshape(every[:, :rows], (-1, *rest)),
-                ops.reshape(every[:, rows:], (-1, *rest)),
-            ]
-        )
+    result = ops.roll(every[:, :rows], -collectives.index, axis=0)
+    result = ops.reshape(result, (-1, *rest))
+    if not _same(own, rows):
+        extra = ops.reshape(every[:, rows:], (-1, *rest))
+        result = ops.concatenate([result, extra])
     return ops.cast(result, "bool") if was_bool else result
 
 
@@ -177,14 +172,14 @@ def _collectives():
     return None
 
 
-def _unequal(sizes):
+def _unequal(received):
     return (
         "Every replica must bring the same number of rows, candidates and "
         "dimensions, the same optional arguments and dtypes, to a global "
         "batch. "
         "Fix: batch with `inbatch_neg.full_batches`, with a global batch size "
         "that the number of replicas divides. "
-        f"Received: rows by replica: {sizes}"
+        f"Received: {received}"
     )
 
 
@@ -215,13 +210,13 @@ class _TensorFlow:
         import tensorflow as tf
 
         # Only sizes of rows can differ: one traced function runs everywhere.
-        sizes = tf.stack(
-            [tf.shape(x)[0] for x in batch.values() if x is not None]
+        sizes = tf.concat(
+            [tf.shape(x)[:1] for x in batch.values() if x is not None], axis=0
         )
         every = self.context.all_gather(sizes[None], axis=0)
         check = tf.debugging.Assert(
             tf.reduce_all(every == sizes),
-            [_unequal("of all tensors"), every],
+            [_unequal("rows of all tensors by replica:"), every],
             summarize=-1,
         )
         with tf.control_dependencies([check] if check is not None else []):
@@ -258,15 +253,24 @@ class _Torch:
         # As long on every replica, whatever it was given.
         own = []
         for tensor in batch.values():
-            shape = (-1,) if tensor is None else tensor.shape
-            own += [*shape, *[0] * (2 - len(shape))]
+            shape = () if tensor is None else tensor.shape
+            own += [len(shape), *shape[:2], *[0] * (2 - len(shape))]
             own.append(0 if tensor is None else _dtype_number(tensor))
         device = next(x.device for x in batch.values() if x is not None)
         own = torch.tensor([own], dtype=torch.int64, device=device)
         every = self.gather_values(own)
-        if not bool((every == every[:1]).all()):
-            raise PartialBatchError(_unequal(every[:, 0].tolist()))
+        differ = (every != every[:1]).any(0).nonzero()
+        if len(differ):
+            first = int(differ[0])
+            tensor, what = divmod(first, len(_COMPARED))
+            received = f"{_COMPARED[what]} of `{list(batch)[tensor]}` by "
+            received += f"replica: {every[:, first].tolist()}"
+            raise PartialBatchError(_unequal(received))
         return batch
+
+
+# What a process of PyTorch tells the others about each of its tensors.
+_COMPARED = ("rank (0: not given)", "rows", "dimensions", "dtype, as a hash,")
 
 
 def _dtype_number(tensor):
@@ -331,7 +335,7 @@ def _run_on_jax(function, batch, uniform):
     for axis in axes:
         devices *= mesh.shape[axis]
     if rows % devices:
-        raise PartialBatchError(_unequal(f"{rows} over {devices} devices"))
+        raise PartialBatchError(_unequal(f"{rows} rows over {devices} devices"))
     by_row, same = PartitionSpec(axes), PartitionSpec()
     own, shared = {}, {}
     for name, value in batch.items():

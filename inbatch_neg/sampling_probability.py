@@ -144,6 +144,10 @@ class StreamingSamplingProbability(keras.layers.Layer):
                 arguments.ids("candidate_ids", candidate_ids, None, None)
             return ops.zeros(ops.shape(candidate_ids), "float32")
         ids = ops.convert_to_tensor(candidate_ids)
+        if training:
+            # Before a replica may refuse its own ids, and the others wait.
+            given = replicas.require_alike({"candidate_ids": ids})
+            ids = given["candidate_ids"]
         arguments.ids("candidate_ids", ids, None, None)
         places = hashing.buckets(ids, self.num_buckets, self.num_hashes)
         if self.num_hashes > 1:

@@ -1,7 +1,8 @@
 """Shows which candidate stands in which column of the logits, by replica.
 
-Candidate j of the global batch is the number j, and every query is 1, so a
-logit is the number of its candidate. The seed is None: left to themselves,
+Candidate j of the global batch is the number j, the extra ones go on from
+there, and every query is 1, so a logit is the number of its candidate. The
+layer named "extra" has extra candidates. The seed is None: left to themselves,
 processes would draw shifts of their own.
 
 Arguments: output file, rank, number of replicas, port.
@@ -20,6 +21,7 @@ import inbatch_neg  # noqa: E402
 
 ROWS = 4
 GLOBAL = ROWS * REPLICAS
+EXTRA = 2  # of each replica
 
 
 def layers():
@@ -28,7 +30,17 @@ def layers():
         "all": make(return_logits=True, cross_replica=True),
         "shifts": make(3, return_logits=True, cross_replica=True),
         "own_rows": make(return_logits=True),
+        "extra": make(return_logits=True, cross_replica=True),
     }
+
+
+def numbers(name, replica, rows, extra):
+    """Returns the numbers of the replica's candidates, a list."""
+    own = list(range(replica * rows, (replica + 1) * rows))
+    if name == "extra":
+        first = GLOBAL + replica * extra
+        own += range(first, first + extra)
+    return own
 
 
 def on_jax():
@@ -37,9 +49,16 @@ def on_jax():
     )
     assert distribution.device_mesh.devices.size == REPLICAS
     keras.distribution.set_distribution(distribution)
-    candidate = np.arange(GLOBAL, dtype="float32")[:, None]
+    query = np.ones((GLOBAL, 1), "float32")
     return {
-        name: np.asarray(layer(np.ones_like(candidate), candidate))
+        name: np.asarray(
+            layer(
+                query,
+                np.array(numbers(name, 0, GLOBAL, EXTRA * REPLICAS), "float32")[
+                    :, None
+                ],
+            )
+        )
         for name, layer in layers().items()
     }
 
@@ -57,17 +76,17 @@ def on_tensorflow():
     with strategy.scope():
         made = layers()
 
-    def call(layer):
-        replica = tf.distribute.get_replica_context()
-        first = replica.replica_id_in_sync_group * ROWS
-        numbers = tf.range(first, first + ROWS)
-        candidate = tf.ensure_shape(numbers, (ROWS,))[:, None]
-        candidate = tf.cast(candidate, "float32")
-        return layer(tf.ones_like(candidate), candidate)
+    def call(name):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        of_all = [
+            numbers(name, number, ROWS, EXTRA) for number in range(REPLICAS)
+        ]
+        candidate = tf.constant(of_all, "float32")[replica][:, None]
+        return made[name](tf.ones((ROWS, 1)), candidate)
 
     found = {}
-    for name, layer in made.items():
-        step = tf.function(lambda layer=layer: strategy.run(call, (layer,)))
+    for name in made:
+        step = tf.function(lambda name=name: strategy.run(call, (name,)))
         found[name] = np.concatenate(
             strategy.experimental_local_results(step())
         )
@@ -83,11 +102,10 @@ def on_torch(rank, port):
         rank=rank,
         world_size=REPLICAS,
     )
-    candidate = torch.arange(rank * ROWS, (rank + 1) * ROWS).float()[:, None]
-    found = {
-        name: layer(torch.ones_like(candidate), candidate).numpy()
-        for name, layer in layers().items()
-    }
+    found = {}
+    for name, layer in layers().items():
+        candidate = torch.tensor(numbers(name, rank, ROWS, EXTRA)).float()
+        found[name] = layer(torch.ones((ROWS, 1)), candidate[:, None]).numpy()
     torch.distributed.barrier()
     return found
 

@@ -138,6 +138,14 @@ def assert_global_columns(found, rows):
     assert (shifts == shifts[0]).all(), "the replicas' shifts differ"
     assert shifts[0, 0] == 0
     assert len(set(shifts[0])) == shifts.shape[1]
+    # The extra ones follow in their global order, the same for every row.
+    extra = found["extra"]
+    np.testing.assert_array_equal(extra[:, :rows], expected)
+    assert extra.shape[1] > rows
+    following = np.arange(rows, extra.shape[1])
+    np.testing.assert_array_equal(
+        extra[:, rows:], np.broadcast_to(following, extra[:, rows:].shape)
+    )
 
 
 def assert_own_columns(found, rows, replicas):

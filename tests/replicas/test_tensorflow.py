@@ -98,6 +98,19 @@ def test_columns_follow_the_global_batch(tmp_path):
     launch.assert_own_columns(found, rows=4, replicas=2)
 
 
+def test_static_shapes_of_a_functional_model_count_the_replicas(tmp_path):
+    log = tmp_path / "static.log"
+    process = launch.start("static_tensorflow.py", engine=ENGINE, log=log)
+    launch.finish([process])
+    text = log.read_text()
+    # Of 8 rows and 12 stored ones a replica: 11 by rotation, or 15.
+    for name, columns in (("rotation", 1 + 11 + 24), ("all", 16 + 24)):
+        shapes = [(20, 4), (8, columns)]
+        assert f"{name} {shapes} {shapes}\n" in text
+        assert f"{name} loss is finite: True\n" in text
+    assert "a row has 15 negatives to choose from" in text
+
+
 def test_unequal_rows_are_an_error_on_every_worker(tmp_path):
     processes = faulty(tmp_path, 2, "unequal")
     assert launch.wait(processes) == [4, 4]

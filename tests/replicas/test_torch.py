@@ -60,7 +60,25 @@ def test_unequal_rows_are_an_error_on_every_process(tmp_path):
     processes = faulty(tmp_path, 2, "unequal")
     assert launch.wait(processes) == [3, 3]
     for process in processes:
-        assert "Received: rows by replica: [8, 6]" in process.log.read_text()
+        text = process.log.read_text()
+        assert "Received: rows of `query` by replica: [8, 6]" in text
+
+
+def test_what_differs_on_one_process_is_an_error_on_every_one(tmp_path):
+    processes = together("uneven_torch.py", tmp_path, 2)
+    launch.finish(processes)
+    said = [process.log.read_text().splitlines() for process in processes]
+    assert said[0] == said[1]
+    *refused, last = said[0]
+    assert last == "nothing: passed"
+    assert [line.split("by replica: ")[-1] for line in refused[:-4]] == [
+        *("[8, 5]", "[8, 6]", "[8, 1]", "[4, 3]", "[1, 2]", "[1, 0]", "[1, 0]"),
+    ]
+    assert all(": PartialBatchError: " in line for line in refused)
+    assert "dtype, as a hash, of `candidate_ids`" in refused[-4]
+    assert "rows of `candidate` by replica: [8, 9]" in refused[-3]
+    assert "rank (0: not given) of `candidate_ids`" in refused[-2]
+    assert "rows of `candidate_ids` by replica: [8, 6]" in refused[-1]
 
 
 def test_training_survives_a_killed_process(tmp_path):
