@@ -45,6 +45,8 @@ class RowChunks:
         """Returns the rows in the chunk of a tensor with B rows or more."""
         if self._is_whole and tensor.shape[0] == self._rows:
             return tensor
+        if isinstance(start, int):
+            return tensor[start : start + self.size]
         rest = ops.shape(tensor)[1:]
         return ops.slice(
             tensor, (start,) + (0,) * len(rest), (self.size, *rest)
@@ -88,8 +90,13 @@ class Chunks(RowChunks):
     def own(self, table, start):
         """Returns (R,), the entries of the positives in an (R, C) table."""
         if not self._is_whole:
-            table = ops.slice(table, (0, start), (self.size, self.size))
+            table = self._columns(table, start)
         return ops.diagonal(table)
+
+    def _columns(self, table, start):
+        if isinstance(start, int):
+            return table[:, start : start + self.size]
+        return ops.slice(table, (0, start), (self.size, self.size))
 
     def scores(self, start, own_too):
         """Returns (R, C) scores, `MASKED` where they are left out.
@@ -100,7 +107,7 @@ class Chunks(RowChunks):
                 left out.
         """
         query = self.of(self._query, start)
-        scores = engines.scores(query, self._candidate)
+        scores = engines.product(query, ops.transpose(self._candidate))
         scoring = self._scoring
         if scoring.column_bias is not None:
             scores = scores + scoring.column_bias

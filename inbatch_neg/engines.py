@@ -55,11 +55,15 @@ def top_k(scores, k):
 def put_rows(tensor, start, rows):
     """Returns `tensor` with these rows from `start` on; it is used up.
 
-    In a loop that owns the tensor. PyTorch would copy it every time.
+    In a loop that owns the tensor: a slice update would copy it every time on
+    PyTorch and TensorFlow.
     """
     if keras.backend.backend() == "torch":
         tensor[start : start + rows.shape[0]] = rows
         return tensor
+    if keras.backend.backend() == "tensorflow":
+        places = start + ops.arange(ops.shape(rows)[0], dtype="int32")
+        return ops.scatter_update(tensor, places[:, None], rows)
     rest = (0,) * (len(tensor.shape) - 1)
     return ops.slice_update(tensor, (start, *rest), rows)
 
@@ -82,24 +86,17 @@ def product(left, right):
     """Returns the matrix product of (R, C) and (C, D), in the dtype of both."""
     if keras.backend.backend() != "torch":
         return ops.matmul(left, right)
-    if not left.is_mkldnn:
-        return _full_product(left, right)
     import torch
 
-    shape = (left.shape[0], right.shape[1])
-    return torch.ops.aten.mkldnn_linear_backward_input(
-        shape, left, right
-    ).to_dense()
-
-
-def _full_product(left, right):
-    """Returns the product on PyTorch. Keras' own is float32 for float64."""
-    import torch
-
+    if _has_onednn(left, right):
+        # Linear layer without bias, attribute or algorithm.
+        nothing = (None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(left, right.T, *nothing)
+    # Keras' own is float32 for float64, and autocast rounds to bfloat16.
     device = left.device.type
     if not torch.is_autocast_enabled(device):
         return left @ right
-    with torch.autocast(device, enabled=False):  # which rounds to bfloat16
+    with torch.autocast(device, enabled=False):
         return left @ right
 
 
@@ -108,47 +105,18 @@ def add_product(tensor, left, right):
 
     `tensor` is used up.
     """
-    if keras.backend.backend() != "torch":
-        return tensor + product(left, right)
-    if not right.is_mkldnn:
-        return tensor.addmm_(left, right)
-    import torch
-
-    left = left.T.contiguous().to_mkldnn()
-    added, _ = torch.ops.aten.mkldnn_linear_backward_weights(
-        right, left, tensor.T, False
-    )
-    tensor.T.add_(added)
-    return tensor
-
-
-def scores(query, candidate):
-    """Returns the matrix product of (R, D) and (C, D) transposed."""
-    if keras.backend.backend() == "torch" and _has_onednn(query, candidate):
-        import torch
-
-        query = query.to_mkldnn()
-        return torch.nn.functional.linear(query, candidate).to_dense()
-    return product(query, ops.transpose(candidate))
-
-
-def factor(matrix):
-    """Returns a matrix (R, C) as `product` and `add_product` are fast with it.
-
-    It can be used for nothing else. Without gradients, see `_has_onednn`.
-    """
-    if keras.backend.backend() == "torch" and _has_onednn(matrix):
-        return matrix.to_mkldnn()
-    return matrix
+    added = product(left, right)
+    if keras.backend.backend() == "torch":
+        return tensor.add_(added)
+    return tensor + added
 
 
 def _has_onednn(*tensors):
     """Whether to multiply by oneDNN on PyTorch's CPU.
 
     PyTorch asks MKL for products of float32, which on AMD processors runs at
-    a third of oneDNN's speed. What PyTorch has of oneDNN is the linear layer
-    and its gradients: three products, of tensors in oneDNN's own form, for
-    which autograd is no help.
+    a third of oneDNN's speed. What it has of oneDNN is the linear layer of
+    its compiler, which has no gradient.
     """
     import torch
 
@@ -161,15 +129,10 @@ def _has_onednn(*tensors):
             tensor.device.type == "cpu" and tensor.dtype == torch.float32
             for tensor in tensors
         )
-        and max(tensor.numel() for tensor in tensors) >= _FEWEST_FOR_ONEDNN
     )
     if suits:
         _keep_freed_memory()
     return suits
-
-
-# Numbers in the larger matrix; below, copying the tensors costs more.
-_FEWEST_FOR_ONEDNN = 2**15
 
 
 @functools.cache

@@ -83,7 +83,6 @@ def _sums(query, candidate, upstream, places):
             (chunks.size * candidates,),
         )
         weights = ops.reshape(weights, (chunks.size, candidates))
-        weights = engines.factor(weights)
         part = chunks.of(query, start)
         if chunks.may_overlap:  # rows must not count twice
             part = ops.where(chunks.is_new(index), part, ops.zeros_like(part))

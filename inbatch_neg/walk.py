@@ -137,6 +137,21 @@ def _chain(upstream, found, row_weight, walk):
     )
 
 
+def _losses_by_scores(chunks, own_share):
+    """Returns (B,) losses, also of rows whose own share has underflowed."""
+
+    def visit(index, losses):
+        start = chunks.start(index)
+        scores = chunks.scores(start, own_too=True)
+        # The difference first: beside a large score, the logarithm would be
+        # rounded.
+        lead = scores - chunks.own(scores, start)[:, None]
+        loss = ops.logsumexp(lead, axis=1)
+        return engines.put_rows(losses, start, loss)
+
+    return ops.fori_loop(0, chunks.count, visit, ops.zeros_like(own_share))
+
+
 def _walk(query, candidate, row_weight, scoring, wanted):
     """Returns a dict of what is wanted.
 
@@ -162,23 +177,11 @@ def _walk(query, candidate, row_weight, scoring, wanted):
         share = ops.softmax(scores)  # p, (R, C)
         found = dict(found)
         if "loss" in wanted:
-            own_share = chunks.own(share, start)
-            # Where the own share underflows, the largest share does not:
-            # log z_i = -log max_j p_ij. The difference of the scores comes
-            # first: beside a large one, the logarithm would be rounded.
-            loss = ops.cond(
-                ops.all(own_share > _SMALL_SHARE),
-                # From 0, or a loss of 0 would be -0.
-                lambda: 0.0 - ops.log(own_share),
-                lambda: (
-                    (ops.max(scores, axis=1) - chunks.own(scores, start))
-                    - ops.log(ops.max(share, axis=1))
-                ),
+            own = chunks.own(share, start)
+            found["own_share"] = engines.put_rows(
+                found["own_share"], start, own
             )
-            found["loss"] = engines.put_rows(found["loss"], start, loss)
         weight = chunks.of(row_weight, start)[:, None]
-        if wanted != ("loss",):
-            share = engines.factor(share)
         if "query" in wanted:
             positive = chunks.of(candidate, start)
             update = weight * (engines.product(share, candidate) - positive)
@@ -196,16 +199,29 @@ def _walk(query, candidate, row_weight, scoring, wanted):
 
     found = {}
     if "loss" in wanted:
-        found["loss"] = ops.zeros((rows,), query.dtype)
+        found["own_share"] = ops.zeros((rows,), query.dtype)
     if "query" in wanted:
         found["query"] = ops.zeros_like(query)
+    if "candidate" in wanted:
+        turned = ops.shape(candidate)[1], ops.shape(candidate)[0]
+        found["candidate"] = ops.zeros(turned, candidate.dtype)
+    found = dict(ops.fori_loop(0, chunks.count, visit, found))
+    if "loss" in wanted:
+        # Not in the loop: a branch there holds on to the table of scores,
+        # and takes from the softmax the chance to write over it.
+        own_share = found.pop("own_share")
+        found["loss"] = ops.cond(
+            ops.all(own_share > _SMALL_SHARE),
+            # From 0, or a loss of 0 would be -0.
+            lambda: 0.0 - ops.log(own_share),
+            lambda: _losses_by_scores(chunks, own_share),
+        )
     if "candidate" in wanted:
         # A row's positive is the candidate of its own number. A row without
         # negatives has p = 1 there, and the difference is 0: exactly, but for
         # one chunk on JAX, which fuses product and difference (1 ulp then).
         extra = ops.zeros_like(candidate[rows:])
-        found["candidate"] = -ops.transpose(ops.concatenate([weighted, extra]))
-    found = dict(ops.fori_loop(0, chunks.count, visit, found))
-    if "candidate" in wanted:
-        found["candidate"] = ops.transpose(found["candidate"])
+        found["candidate"] = ops.transpose(
+            found["candidate"]
+        ) - ops.concatenate([weighted, extra])
     return found
