@@ -80,6 +80,8 @@ class Chunks(RowChunks):
             if candidate.shape[0] is not None:
                 fitting = _CHUNK_FLOATS // candidate.shape[0]
                 most = min(max(fitting, _FEWEST_ROWS), most)
+                largest = engines.largest_chunk(candidate)
+                most = min(max(largest // candidate.shape[0], 1), most)
         super().__init__(ops.shape(query)[0], most)
 
     def own_places(self, start):
@@ -98,16 +100,17 @@ class Chunks(RowChunks):
             return table[:, start : start + self.size]
         return ops.slice(table, (0, start), (self.size, self.size))
 
-    def scores(self, start, own_too):
+    def scores(self, start, own_too, product=engines.constant_product):
         """Returns (R, C) scores, `MASKED` where they are left out.
 
         Args:
             start: First row of the chunk.
             own_too: Whether a row's own positive has its score too, or is
                 left out.
+            product: Of `engines`, whether the scores are differentiated.
         """
         query = self.of(self._query, start)
-        scores = engines.product(query, ops.transpose(self._candidate))
+        scores = product(query, ops.transpose(self._candidate))
         scoring = self._scoring
         if scoring.column_bias is not None:
             scores = scores + scoring.column_bias

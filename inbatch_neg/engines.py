@@ -88,10 +88,6 @@ def product(left, right):
         return ops.matmul(left, right)
     import torch
 
-    if _has_onednn(left, right):
-        # Linear layer without bias, attribute or algorithm.
-        nothing = (None, "none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(left, right.T, *nothing)
     # Keras' own is float32 for float64, and autocast rounds to bfloat16.
     device = left.device.type
     if not torch.is_autocast_enabled(device):
@@ -100,12 +96,23 @@ def product(left, right):
         return left @ right
 
 
+def constant_product(left, right):
+    """Returns `product(left, right)`, which nobody is to differentiate."""
+    if keras.backend.backend() == "torch" and _has_onednn(left, right):
+        import torch
+
+        # Linear layer without bias, attribute or algorithm.
+        nothing = (None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(left, right.T, *nothing)
+    return product(left, right)
+
+
 def add_product(tensor, left, right):
     """Returns (D, C) `tensor` + the product of (D, R) and (R, C).
 
-    `tensor` is used up.
+    `tensor` is used up, and nobody is to differentiate it.
     """
-    added = product(left, right)
+    added = constant_product(left, right)
     if keras.backend.backend() == "torch":
         return tensor.add_(added)
     return tensor + added
@@ -123,10 +130,15 @@ def _has_onednn(*tensors):
     suits = (
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()
         and all(
-            tensor.device.type == "cpu" and tensor.dtype == torch.float32
+            tensor.device.type == "cpu"
+            and tensor.dtype == torch.float32
+            # It refuses empty matrices, and rows that share memory.
+            and tensor.numel() > 0
+            and (tensor.is_contiguous() or tensor.T.is_contiguous())
             for tensor in tensors
         )
     )
@@ -141,11 +153,18 @@ def _keep_freed_memory():
 
     It gives freed memory back to the system, and gets it again page by page,
     in more time than a product takes, until a larger block has been freed.
-    Blocks above 32 MB do not count.
+    Blocks above 32 MB are always given back: see `largest_chunk`.
     """
     import torch
 
     torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def largest_chunk(tensor):
+    """Returns the most numbers that a chunk should have on the device."""
+    if keras.backend.backend() == "torch" and tensor.device.type == "cpu":
+        return 2**22  # 16 MB of float32, far from where glibc gives it back
+    return 2**31 - 1
 
 
 def largest_small_table():

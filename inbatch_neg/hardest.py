@@ -88,7 +88,7 @@ def _sums(query, candidate, upstream, places):
             part = ops.where(chunks.is_new(index), part, ops.zeros_like(part))
         return (
             engines.put_rows(
-                d_query, start, engines.product(weights, candidate)
+                d_query, start, engines.constant_product(weights, candidate)
             ),
             engines.add_product(d_candidate, ops.transpose(part), weights),
         )

@@ -18,12 +18,10 @@ class PartialBatchError(ValueError):
     """
 
     # Keras and AutoGraph rewrite the message of an error that crosses a layer
-    # or a compiled function, which would bury the remedy. Keras leaves an
-    # error with this attribute alone, AutoGraph one with its own constructor.
+    # or a compiled function, which would bury the remedy; AutoGraph makes an
+    # error of its own of it. They leave one with these attributes alone.
     _keras_call_info_injected = True
-
-    def __init__(self, message):
-        super().__init__(message)
+    ag_pass_through = True
 
 
 class BatchSize:

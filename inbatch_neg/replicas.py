@@ -235,6 +235,10 @@ class _Torch:
         self.index = distributed.get_rank()
 
     def all_gather(self, tensor):
+        import torch
+
+        if tensor.dtype == torch.int16:  # which gloo does not send
+            tensor = tensor.int()
         return _torch_gather().apply(tensor.contiguous(), self)
 
     def gather_values(self, tensor):

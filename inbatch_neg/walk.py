@@ -113,9 +113,9 @@ def _is_small(query, candidate):
 def _whole_loss(query, candidate, scoring):
     """Returns (B,) unweighted losses, differentiated by the engine."""
     chunks = Chunks(query, candidate, scoring, most=query.shape[0])
-    log_share = ops.log_softmax(chunks.scores(0, own_too=True))
-    # From 0, or a loss of 0 would be -0.
-    return 0.0 - chunks.own(log_share, 0)
+    scores = chunks.scores(0, own_too=True, product=engines.product)
+    # From 0, or a loss of 0 would be -0. (Graphs of TensorFlow negate it.)
+    return 0.0 - chunks.own(ops.log_softmax(scores), 0)
 
 
 def _chain(upstream, found, row_weight, walk):
@@ -143,10 +143,11 @@ def _losses_by_scores(chunks, own_share):
     def visit(index, losses):
         start = chunks.start(index)
         scores = chunks.scores(start, own_too=True)
+        largest = ops.max(scores, axis=1)
+        total = ops.sum(ops.exp(scores - largest[:, None]), axis=1)
         # The difference first: beside a large score, the logarithm would be
         # rounded.
-        lead = scores - chunks.own(scores, start)[:, None]
-        loss = ops.logsumexp(lead, axis=1)
+        loss = (largest - chunks.own(scores, start)) + ops.log(total)
         return engines.put_rows(losses, start, loss)
 
     return ops.fori_loop(0, chunks.count, visit, ops.zeros_like(own_share))
@@ -184,7 +185,9 @@ def _walk(query, candidate, row_weight, scoring, wanted):
         weight = chunks.of(row_weight, start)[:, None]
         if "query" in wanted:
             positive = chunks.of(candidate, start)
-            update = weight * (engines.product(share, candidate) - positive)
+            update = weight * (
+                engines.constant_product(share, candidate) - positive
+            )
             found["query"] = engines.put_rows(found["query"], start, update)
         if "candidate" in wanted:
             pull = chunks.of(weighted, start)
@@ -203,8 +206,13 @@ def _walk(query, candidate, row_weight, scoring, wanted):
     if "query" in wanted:
         found["query"] = ops.zeros_like(query)
     if "candidate" in wanted:
-        turned = ops.shape(candidate)[1], ops.shape(candidate)[0]
-        found["candidate"] = ops.zeros(turned, candidate.dtype)
+        # A row's positive is the candidate of its own number. A row without
+        # negatives has p = 1 there, and the difference is 0: exactly, but for
+        # one chunk on JAX, which fuses product and difference (1 ulp then).
+        # Not at the end: XLA would then turn a lone product around.
+        turned = ops.transpose(weighted)
+        extra = ops.zeros_like(ops.transpose(candidate[rows:]))
+        found["candidate"] = -ops.concatenate([turned, extra], axis=1)
     found = dict(ops.fori_loop(0, chunks.count, visit, found))
     if "loss" in wanted:
         # Not in the loop: a branch there holds on to the table of scores,
@@ -212,16 +220,10 @@ def _walk(query, candidate, row_weight, scoring, wanted):
         own_share = found.pop("own_share")
         found["loss"] = ops.cond(
             ops.all(own_share > _SMALL_SHARE),
-            # From 0, or a loss of 0 would be -0.
-            lambda: 0.0 - ops.log(own_share),
+            # Not the logarithm's negative: a loss of 0 would be -0.
+            lambda: ops.log(1.0 / own_share),
             lambda: _losses_by_scores(chunks, own_share),
         )
     if "candidate" in wanted:
-        # A row's positive is the candidate of its own number. A row without
-        # negatives has p = 1 there, and the difference is 0: exactly, but for
-        # one chunk on JAX, which fuses product and difference (1 ulp then).
-        extra = ops.zeros_like(candidate[rows:])
-        found["candidate"] = ops.transpose(
-            found["candidate"]
-        ) - ops.concatenate([weighted, extra])
+        found["candidate"] = ops.transpose(found["candidate"])
     return found

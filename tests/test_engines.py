@@ -1,13 +1,15 @@
 """The matrix products that differ by engine, against NumPy."""
 
 import contextlib
+import math
 
 import numpy as np
 import pytest
 from helpers import BACKEND, only_on, to_numpy
 from keras import ops
 
-from inbatch_neg import engines
+import inbatch_neg
+from inbatch_neg import chunks, engines, scoring
 
 # Dimensions, rows, candidates.
 SIZES = [(3, 4, 5), (16, 70, 1000), (1, 300, 300)]
@@ -45,6 +47,7 @@ def test_products(size, dtype):
                 query @ candidate.T,
             ),
             "product": (engines.product(p, c), share @ candidate),
+            "constant": (engines.constant_product(p, c), share @ candidate),
             "add_product": (
                 engines.add_product(total, ops.transpose(q), p),
                 1 + query.T @ share,
@@ -65,7 +68,7 @@ def test_float32_products_are_those_of_onednn():
 
     def used(matrix):
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            engines.product(matrix, matrix)
+            engines.constant_product(matrix, matrix)
         names = [event.name for event in profiled.events()]
         return "mkldnn::_linear_pointwise" in names
 
@@ -82,7 +85,7 @@ def test_scores_have_gradients_where_autograd_records():
     import torch
 
     query = torch.ones(200, 2, requires_grad=True)
-    engines.product(query, torch.ones(2, 300)).sum().backward()
+    engines.constant_product(query, torch.ones(2, 300)).sum().backward()
     assert (query.grad == 300).all()
 
 
@@ -90,8 +93,6 @@ def test_scores_have_gradients_where_autograd_records():
 @pytest.mark.parametrize("rows", [100, 600])
 def test_autocast_rounds_nothing(rows):
     import torch
-
-    import inbatch_neg
 
     vectors = torch.randn(rows, 16, requires_grad=True)
     layer = inbatch_neg.InBatchNegativeSoftmax()
@@ -107,8 +108,6 @@ def test_autocast_rounds_nothing(rows):
 def test_compiled_by_dynamo():
     import torch
 
-    import inbatch_neg
-
     vectors = torch.randn(600, 16, requires_grad=True)
     layer = inbatch_neg.InBatchNegativeSoftmax()
     step = torch.compile(lambda x: layer(x, x, training=True), backend="eager")
@@ -116,3 +115,56 @@ def test_compiled_by_dynamo():
     assert torch.allclose(loss, layer(vectors, vectors), rtol=1e-5)
     loss.mean().backward()
     assert vectors.grad.isfinite().all()
+
+
+@only_on("torch")
+def test_chunks_stay_below_the_blocks_that_glibc_gives_back():
+    query, candidate = ops.zeros((1000, 1)), ops.zeros((2**17, 1))
+    chunk = chunks.Chunks(query, candidate, scoring.Scoring())
+    assert chunk.size * len(candidate) * 4 == 2**24
+
+
+@only_on("torch")
+def test_matrices_that_onednn_refuses():
+    import torch
+
+    query = torch.randn(600, 16)
+    shared = torch.randn(615).unfold(0, 16, 1)  # rows share memory
+    layer = inbatch_neg.InBatchNegativeSoftmax()
+    expected = layer(query, shared.clone().contiguous())
+    torch.testing.assert_close(layer(query, shared), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(query, shared), expected)
+        empty = torch.zeros(600, 0)
+        losses = layer(empty, empty)
+    torch.testing.assert_close(losses, torch.full((600,), math.log(600)))
+
+
+@only_on("torch")
+def test_traced_by_torch_jit():
+    import torch
+
+    query, candidate = torch.randn(600, 8), torch.randn(600, 8)
+    layer = inbatch_neg.InBatchNegativeSoftmax()
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, (query, candidate), check_trace=False)
+        expected = layer(query, candidate)
+        torch.testing.assert_close(traced(query, candidate), expected)
+
+
+@only_on("torch")
+def test_forward_derivative_of_a_small_batch(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(engines, "largest_small_table", lambda: 2**16)
+    query, candidate, change = torch.randn(3, 40, 8).unbind()
+
+    def losses(query):
+        return inbatch_neg.InBatchNegativeSoftmax()(query, candidate)
+
+    expected = torch.func.jacrev(lambda t: losses(query + t * change))(
+        torch.zeros(())
+    )
+    with torch.no_grad():
+        _, tangent = torch.func.jvp(losses, (query,), (change,))
+    torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, assert_all_equal, to_numpy
+from helpers import BACKEND, assert_all_equal, only_on, to_numpy
 
 import inbatch_neg
 from inbatch_neg import InBatchNegativeSoftmax, PartialBatchError
@@ -422,3 +422,21 @@ def test_pickle():
 
     error = pickle.loads(pickle.dumps(PartialBatchError("words")))
     assert type(error) is PartialBatchError and str(error) == "words"
+
+
+@only_on("tensorflow")
+@pytest.mark.parametrize("rows", [1, None])
+def test_the_error_leaves_a_compiled_function_as_it_is(rows):
+    import tensorflow as tf
+
+    layer = inbatch_neg.InBatchNegativeSoftmax()
+
+    @tf.function(input_signature=[tf.TensorSpec((rows, 2), tf.float32)])
+    def step(vectors):
+        if tf.reduce_sum(vectors) > 0.0:  # so that AutoGraph has work
+            vectors = vectors + 1.0
+        return layer(vectors, vectors)
+
+    with pytest.raises(inbatch_neg.PartialBatchError) as caught:
+        step(tf.ones((1, 2)))
+    assert str(caught.value).startswith("Partial batch. Fix")

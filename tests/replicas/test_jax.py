@@ -65,9 +65,10 @@ def test_candidates_are_communicated_once_and_devices_share_the_rows(tmp_path):
         f"reduce-scatter f32[{rows // 4},{dimensions}]",  # their gradients
     ]
     assert across["in_loops"] == []
-    # Each device walks over its own quarter of the rows.
-    (trips,) = across["trips"]
-    assert left_alone["trips"] == [4 * trips]
+    # Each device walks over its own quarter of the rows; a second loop is for
+    # losses that underflow.
+    (trips,) = set(across["trips"])
+    assert set(left_alone["trips"]) == {4 * trips}
     chunk = rows // 4 // trips
     # No table of scores but a chunk's; (B_local + B_global) D and a chunk.
     largest = max(
