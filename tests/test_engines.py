@@ -75,6 +75,8 @@ def test_float32_products_are_those_of_onednn():
     there = torch.backends.mkldnn.is_available()
     with torch.no_grad():
         assert used(torch.ones(200, 200)) == there
+        assert used(torch.ones(200, 300)[:, 50:250]) == there
+        assert used(torch.ones(200, 200).T) == there
         assert not used(torch.ones(200, 200).double())
     # Autograd is to record a plain product.
     assert not used(torch.ones(200, 200))
