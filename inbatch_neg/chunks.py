@@ -45,12 +45,17 @@ class RowChunks:
         """Returns the rows in the chunk of a tensor with B rows or more."""
         if self._is_whole and tensor.shape[0] == self._rows:
             return tensor
-        if isinstance(start, int):
-            return tensor[start : start + self.size]
-        rest = ops.shape(tensor)[1:]
-        return ops.slice(
-            tensor, (start,) + (0,) * len(rest), (self.size, *rest)
-        )
+        return self._part(tensor, start, axis=0)
+
+    def _part(self, tensor, start, axis):
+        """Returns R of the rows, or of the columns, of a tensor."""
+        if isinstance(start, int):  # Python's own slice is faster on PyTorch
+            before = (slice(None),) * axis
+            return tensor[(*before, slice(start, start + self.size))]
+        shape = list(ops.shape(tensor))
+        starts = [0] * len(shape)
+        starts[axis], shape[axis] = start, self.size
+        return ops.slice(tensor, starts, shape)
 
     def numbers(self, start):
         """Returns (R,) int32, the numbers of the rows in the chunk."""
@@ -92,13 +97,8 @@ class Chunks(RowChunks):
     def own(self, table, start):
         """Returns (R,), the entries of the positives in an (R, C) table."""
         if not self._is_whole:
-            table = self._columns(table, start)
+            table = self._part(table, start, axis=1)
         return ops.diagonal(table)
-
-    def _columns(self, table, start):
-        if isinstance(start, int):
-            return table[:, start : start + self.size]
-        return ops.slice(table, (0, start), (self.size, self.size))
 
     def scores(self, start, own_too, product=engines.constant_product):
         """Returns (R, C) scores, `MASKED` where they are left out.

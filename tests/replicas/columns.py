@@ -14,6 +14,7 @@ import sys
 REPLICAS = int(sys.argv[3])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={REPLICAS}"
 
+import groups  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
@@ -66,13 +67,7 @@ def on_jax():
 def on_tensorflow():
     import tensorflow as tf
 
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * REPLICAS
-    )
-    strategy = tf.distribute.MirroredStrategy(
-        [f"CPU:{number}" for number in range(REPLICAS)]
-    )
+    strategy = groups.mirrored(REPLICAS)
     with strategy.scope():
         made = layers()
 
@@ -96,12 +91,7 @@ def on_tensorflow():
 def on_torch(rank, port):
     import torch
 
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=REPLICAS,
-    )
+    groups.join(rank, REPLICAS, port)
     found = {}
     for name, layer in layers().items():
         candidate = torch.tensor(numbers(name, rank, ROWS, EXTRA)).float()

@@ -7,15 +7,14 @@ on from the last one saved. Ends with 3 after `PartialBatchError`, with 4
 after an error of the engine.
 """
 
-import datetime
 import os
 import pathlib
 import signal
 import sys
 
+import groups
 import problem
 import torch
-from torch import distributed
 
 import inbatch_neg
 
@@ -70,13 +69,7 @@ def main(folder, rank, count, port, event):
     folder, rank, count = pathlib.Path(folder), int(rank), int(count)
     torch.set_num_threads(1)
     if count > 1:
-        distributed.init_process_group(
-            "gloo",
-            init_method=f"tcp://127.0.0.1:{port}",
-            rank=rank,
-            world_size=count,
-            timeout=datetime.timedelta(seconds=ENGINE_TIMEOUT),
-        )
+        groups.join(rank, count, port, timeout=ENGINE_TIMEOUT)
     try:
         result = train(folder, rank, count, event)
     except inbatch_neg.PartialBatchError as error:

@@ -10,6 +10,7 @@ import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
+import groups  # noqa: E402
 import keras  # noqa: E402
 import problem  # noqa: E402
 import tensorflow as tf  # noqa: E402
@@ -40,11 +41,7 @@ def main(output, folder, event):
         )
         strategy = tf.distribute.get_strategy()
     else:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(
-            cpu, [tf.config.LogicalDeviceConfiguration()] * 2
-        )
-        strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+        strategy = groups.mirrored(2)
         assert strategy.num_replicas_in_sync == 2
     dataset = tf.data.Dataset.from_tensor_slices(problem.data())
     dataset = dataset.batch(problem.GLOBAL_ROWS, drop_remainder=True)

@@ -6,6 +6,7 @@ or "workers"), number of devices, cases (all, unless named).
 
 import sys
 
+import groups
 import problem
 import tensorflow as tf
 
@@ -19,13 +20,7 @@ def strategy_of(kind, devices):
         return tf.distribute.MultiWorkerMirroredStrategy()
     if kind == "none":
         return tf.distribute.get_strategy()
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * devices
-    )
-    return tf.distribute.MirroredStrategy(
-        [f"CPU:{number}" for number in range(devices)]
-    )
+    return groups.mirrored(devices)
 
 
 def dataset_of(case):

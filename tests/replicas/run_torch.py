@@ -3,9 +3,9 @@
 Arguments: output file, rank, number of processes, port.
 """
 
-import datetime
 import sys
 
+import groups
 import keras
 import numpy as np
 import problem
@@ -53,14 +53,7 @@ def main(output, rank, count, port):
     torch.set_num_threads(1)
     keras.config.disable_traceback_filtering()
     if count > 1:
-        distributed.init_process_group(
-            "gloo",
-            init_method=f"tcp://127.0.0.1:{port}",
-            rank=rank,
-            world_size=count,
-            timeout=datetime.timedelta(seconds=60),
-        )
-        assert distributed.get_world_size() == count
+        groups.join(rank, count, port)
     results = {}
     for case in problem.CASES:
         towers = problem.model(case, cross_replica=count > 1)

@@ -4,6 +4,7 @@ Prints the symbolic shapes, those of a replica, and what `fit` says of a layer
 on top of the logits.
 """
 
+import groups
 import keras
 import numpy as np
 import tensorflow as tf
@@ -24,13 +25,7 @@ def towers(softmax):
 
 
 def main():
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(
-        cpu, [tf.config.LogicalDeviceConfiguration()] * REPLICAS
-    )
-    strategy = tf.distribute.MirroredStrategy(
-        [f"CPU:{number}" for number in range(REPLICAS)]
-    )
+    strategy = groups.mirrored(REPLICAS)
     rows = np.ones((ROWS, DIMENSIONS), "float32")
     make = inbatch_neg.InBatchNegativeSoftmax
     for name, arguments in (

@@ -7,9 +7,9 @@ timeout, and print that.
 Arguments: folder (unused), rank, number of processes, port.
 """
 
-import datetime
 import sys
 
+import groups
 import torch
 from torch import distributed
 
@@ -91,13 +91,7 @@ CASES = {
 def main(_, rank, count, port):
     rank, count = int(rank), int(count)
     torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"tcp://127.0.0.1:{port}",
-        rank=rank,
-        world_size=count,
-        timeout=datetime.timedelta(seconds=20),
-    )
+    groups.join(rank, count, port, timeout=20)
     for name, call in CASES.items():
         try:
             call(rank == count - 1)
