@@ -1,16 +1,26 @@
-"""Checks of what comes in: each names the argument, the rule and what came.
+"""Checks of arguments: each error names the argument, the rule and the value.
 
 They read static shapes and dtypes alone, so they run on symbolic tensors,
 while tracing and on values alike, and cost nothing in a compiled step.
 """
 
+from __future__ import annotations
+
 import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import keras
 import numpy as np
 
+if TYPE_CHECKING:
+    from inbatch_neg.backends import Tensor
+    from inbatch_neg.softmax.batch import Batch
 
-def integer(name, value, *, minimum, otherwise=""):
+Choice = TypeVar("Choice")
+
+
+def integer(name: str, value: Any, *, minimum: int, otherwise: str = "") -> int:
     """Returns `value` as an int; any `operator.index` integer but a bool."""
     rule = f"`{name}` must be an integer of {minimum} or more"
     rule += f",{otherwise}." if otherwise else "."
@@ -26,7 +36,7 @@ def integer(name, value, *, minimum, otherwise=""):
     return number
 
 
-def choice(name, value, choices):
+def choice(name: str, value: Choice, choices: Sequence[Choice]) -> Choice:
     """Returns `value` if it is one of `choices`."""
     if value not in choices:
         listed = " or ".join(repr(c) for c in choices)
@@ -36,7 +46,7 @@ def choice(name, value, choices):
     return value
 
 
-def flag(name, value):
+def flag(name: str, value: Any) -> bool:
     """Returns `value` if it is a bool."""
     if not isinstance(value, bool):
         raise TypeError(
@@ -45,7 +55,7 @@ def flag(name, value):
     return value
 
 
-def positive_number(name, value):
+def positive_number(name: str, value: Any) -> float:
     """Returns `value` as a float that is finite and above zero."""
     rule = f"`{name}` must be a finite number above 0."
     received = f" Received: {name}={value!r}"
@@ -60,7 +70,7 @@ def positive_number(name, value):
     return number
 
 
-def temperature(value):
+def temperature(value: Any) -> float | Tensor:
     """Returns a number above zero, or a scalar tensor as it came."""
     if not hasattr(value, "shape") or isinstance(
         value, (np.generic, np.ndarray)
@@ -70,12 +80,15 @@ def temperature(value):
     return value
 
 
-def to_tensors(**arguments):
-    """Returns the arguments as tensors of the dtypes that they came in."""
-    return {name: _to_tensor(name, value) for name, value in arguments.items()}
+def to_tensors(batch: Batch) -> Batch:
+    """Returns the batch as tensors, of the dtypes that they came in."""
+    return batch._replace(
+        **{k: to_tensor(k, value) for k, value in batch._asdict().items()}
+    )
 
 
-def _to_tensor(name, value):
+def to_tensor(name: str, value: Any) -> Tensor:
+    """Returns an argument as a tensor, None as None."""
     if value is None:
         return None
     try:
@@ -90,7 +103,7 @@ def _to_tensor(name, value):
         ) from error
 
 
-def shifts(shifts, rows):
+def shifts(shifts: Any, rows: int | None) -> Tensor:
     """Returns shifts (N,) int32, refusing known ones that do not rotate."""
     rule = (
         "`shifts` must be one or more integers, none a multiple of the "
@@ -107,7 +120,7 @@ def shifts(shifts, rows):
         if not shifts or wrong:
             raise ValueError(f"{rule} Received: shifts={shifts!r}, {rows} rows")
         return keras.ops.convert_to_tensor(shifts, dtype="int32")
-    shifts = _to_tensor("shifts", shifts)
+    shifts = to_tensor("shifts", shifts)
     _rank("shifts", shifts, 1, "(shifts,)")
     dtype = keras.backend.standardize_dtype(shifts.dtype)
     if not dtype.startswith(("int", "uint")):
@@ -115,7 +128,7 @@ def shifts(shifts, rows):
     return keras.ops.cast(shifts, "int32")
 
 
-def vectors(query, candidate):
+def vectors(query: Tensor, candidate: Tensor) -> None:
     """Refuses queries (B, D) and candidates (C, D) that do not fit."""
     for name, tensor in (("query", query), ("candidate", candidate)):
         _rank(name, tensor, 2, "(rows, dimensions)")
@@ -142,7 +155,7 @@ def vectors(query, candidate):
         )
 
 
-def ids(name, tensor, rows, of):
+def ids(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     """Refuses ids that are not one integer (or string) per row of `of`."""
     if tensor is None:
         return
@@ -157,7 +170,7 @@ def ids(name, tensor, rows, of):
     _length(name, tensor, rows, of)
 
 
-def probability(name, tensor, rows, of):
+def probability(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     """Refuses probabilities that are not one float per row of `of`."""
     if tensor is None:
         return
@@ -171,7 +184,7 @@ def probability(name, tensor, rows, of):
     _length(name, tensor, rows, of)
 
 
-def mask(name, tensor, rows, of):
+def mask(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     """Refuses a mask that is not one bool per row of `of`."""
     if tensor is None:
         return
@@ -185,7 +198,7 @@ def mask(name, tensor, rows, of):
     _length(name, tensor, rows, of)
 
 
-def weight(name, tensor, rows, of):
+def weight(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     """Refuses weights that are not one number per row of `of`."""
     if tensor is None:
         return
@@ -196,30 +209,28 @@ def weight(name, tensor, rows, of):
     _length(name, tensor, rows, of)
 
 
-def batch(
-    query,
-    candidate,
-    candidate_ids=None,
-    query_ids=None,
-    candidate_sampling_probability=None,
-    candidate_mask=None,
-    sample_weight=None,
-):
-    """Refuses any argument of the softmax that does not fit the others."""
-    vectors(query, candidate)
-    ids("candidate_ids", candidate_ids, candidate.shape[0], "candidate")
-    ids("query_ids", query_ids, query.shape[0], "query")
+def check_batch(batch: Batch) -> None:
+    """Refuses any tensor of a batch that does not fit the others."""
+    vectors(batch.query, batch.candidate)
+    rows, candidates = batch.query.shape[0], batch.candidate.shape[0]
+    check_candidate_fields(batch, candidates)
+    ids("query_ids", batch.query_ids, rows, "query")
+    weight("sample_weight", batch.sample_weight, rows, "query")
+
+
+def check_candidate_fields(batch: Batch, candidates: int | None) -> None:
+    """Refuses what belongs to candidates and has not one entry for each."""
+    ids("candidate_ids", batch.candidate_ids, candidates, "candidate")
     probability(
         "candidate_sampling_probability",
-        candidate_sampling_probability,
-        candidate.shape[0],
+        batch.candidate_sampling_probability,
+        candidates,
         "candidate",
     )
-    mask("candidate_mask", candidate_mask, candidate.shape[0], "candidate")
-    weight("sample_weight", sample_weight, query.shape[0], "query")
+    mask("candidate_mask", batch.candidate_mask, candidates, "candidate")
 
 
-def _rank(name, tensor, rank, form):
+def _rank(name: str, tensor: Tensor, rank: int, form: str) -> None:
     if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype"):
         raise TypeError(
             f"`{name}` must be a tensor. Received: {name}={tensor!r}"
@@ -234,7 +245,7 @@ def _rank(name, tensor, rank, form):
         )
 
 
-def _length(name, tensor, rows, of):
+def _length(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     if _differ(tensor.shape[0], rows):
         raise ValueError(
             f"`{name}` must have one entry per row of `{of}`, {rows}. "
@@ -242,13 +253,13 @@ def _length(name, tensor, rows, of):
         )
 
 
-def _known(*sizes):
+def _known(*sizes: int | None) -> bool:
     return all(isinstance(size, int) for size in sizes)
 
 
-def _differ(one, other):
+def _differ(one: int | None, other: int | None) -> bool:
     return _known(one, other) and one != other
 
 
-def _shape(tensor):
+def _shape(tensor: Tensor) -> tuple[int | None, ...]:
     return tuple(tensor.shape)

@@ -2,6 +2,7 @@
 
 import os
 
+import helpers
 import keras
 import pytest
 
@@ -32,9 +33,7 @@ if keras.backend.backend() == "jax":
 def _walk(monkeypatch):
     # The tests' batches are small, and it is the walk that they are to test.
     # tests/test_small_batch.py tests what is done in its place.
-    from inbatch_neg import engines
-
-    monkeypatch.setattr(engines, "largest_small_table", lambda: 0)
+    helpers.set_tuning(monkeypatch, max_dense_scores=0)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import numpy as np
 import oracle
 
 from inbatch_neg import ops
+from inbatch_neg.backends import backend
 
 BACKEND = keras.backend.backend()
 
@@ -178,12 +179,19 @@ def check_loss(batch, upstream=None, compiled=True, tolerance=2e-5):
         assert_close(gradients[name], d_expected[name], tolerance, name)
 
 
-def small_chunks(monkeypatch, rows=4):
-    """Lets the walk take few rows at a time, so that it takes many steps."""
-    from inbatch_neg import chunks
+def set_tuning(monkeypatch, **changes):
+    """Changes some of the backend's sizes that decide about speed alone."""
+    tuning = backend.tuning
 
-    monkeypatch.setattr(chunks, "_FEWEST_ROWS", 1)
-    monkeypatch.setattr(chunks, "_MOST_ROWS", rows)
+    def changed(tensor):
+        return tuning(tensor)._replace(**changes)
+
+    monkeypatch.setattr(backend, "tuning", changed)
+
+
+def small_chunks(monkeypatch, rows=4):
+    """Takes few rows at a time, so that there are many chunks."""
+    set_tuning(monkeypatch, min_chunk_rows=1, max_chunk_rows=rows)
 
 
 def only_on(*backends):

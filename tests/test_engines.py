@@ -2,14 +2,17 @@
 
 import contextlib
 import math
+import types
 
+import helpers
 import numpy as np
 import pytest
 from helpers import BACKEND, only_on, to_numpy
 from keras import ops
 
 import inbatch_neg
-from inbatch_neg import chunks, engines, scoring
+from inbatch_neg.backends import backend
+from inbatch_neg.softmax import chunks, scoring
 
 # Dimensions, rows, candidates.
 SIZES = [(3, 4, 5), (16, 70, 1000), (1, 300, 300)]
@@ -43,13 +46,13 @@ def test_products(size, dtype):
         total = ops.transpose(ops.ones_like(c))
         found = {
             "scores": (
-                engines.product(q, ops.transpose(c)),
+                backend.matmul(q, ops.transpose(c)),
                 query @ candidate.T,
             ),
-            "product": (engines.product(p, c), share @ candidate),
-            "constant": (engines.constant_product(p, c), share @ candidate),
+            "product": (backend.matmul(p, c), share @ candidate),
+            "constant": (backend.matmul_no_grad(p, c), share @ candidate),
             "add_product": (
-                engines.add_product(total, ops.transpose(q), p),
+                backend.addmm(total, ops.transpose(q), p),
                 1 + query.T @ share,
             ),
         }
@@ -68,7 +71,7 @@ def test_float32_products_are_those_of_onednn():
 
     def used(matrix):
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
-            engines.constant_product(matrix, matrix)
+            backend.matmul_no_grad(matrix, matrix)
         names = [event.name for event in profiled.events()]
         return "mkldnn::_linear_pointwise" in names
 
@@ -83,11 +86,30 @@ def test_float32_products_are_those_of_onednn():
 
 
 @only_on("torch")
+def test_without_onednn_the_public_product_serves(monkeypatch):
+    import torch
+
+    from inbatch_neg.backends import torch as module
+
+    matrix = torch.randn(200, 200)
+    with torch.no_grad():
+        expected = backend.matmul_no_grad(matrix, matrix)
+        monkeypatch.setattr(torch.ops, "mkldnn", types.SimpleNamespace())
+        module._onednn_linear.cache_clear()
+        try:
+            assert module._onednn_linear() is None
+            found = backend.matmul_no_grad(matrix, matrix)
+        finally:
+            module._onednn_linear.cache_clear()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@only_on("torch")
 def test_scores_have_gradients_where_autograd_records():
     import torch
 
     query = torch.ones(200, 2, requires_grad=True)
-    engines.constant_product(query, torch.ones(2, 300)).sum().backward()
+    backend.matmul_no_grad(query, torch.ones(2, 300)).sum().backward()
     assert (query.grad == 300).all()
 
 
@@ -158,7 +180,7 @@ def test_traced_by_torch_jit():
 def test_forward_derivative_of_a_small_batch(monkeypatch):
     import torch
 
-    monkeypatch.setattr(engines, "largest_small_table", lambda: 2**16)
+    helpers.set_tuning(monkeypatch, max_dense_scores=2**16)
     query, candidate, change = torch.randn(3, 40, 8).unbind()
 
     def losses(query):

@@ -6,6 +6,7 @@ import pytest
 
 import inbatch_neg
 from inbatch_neg import CrossBatchMemory, InBatchNegativeSoftmax
+from inbatch_neg.backends import backend
 from tests.helpers import only_on
 
 BACKEND = keras.backend.backend()
@@ -530,7 +531,7 @@ def test_given_in_one_call_and_not_in_another():
 
 def test_capacity_and_replicas(monkeypatch):
     # The other replicas themselves are in tests/replicas.
-    monkeypatch.setattr("inbatch_neg.replicas.count", lambda: 2)
+    monkeypatch.setattr(backend, "replica_count", lambda: 2)
     with pytest.raises(ValueError, match="multiple of the number of replicas"):
         CrossBatchMemory(7)(ROWS)
     with pytest.raises(ValueError, match="global one"):

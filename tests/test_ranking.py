@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inbatch_neg import ranking
+from inbatch_neg.evaluation import ranking
 
 
 def places(*pairs):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import inbatch_neg
-from inbatch_neg import StreamingSamplingProbability, hashing
+from inbatch_neg import StreamingSamplingProbability
+from inbatch_neg.layers import hashing
 from tests.helpers import only_on
 
 BACKEND = keras.backend.backend()

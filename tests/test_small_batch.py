@@ -13,19 +13,21 @@ from helpers import (
     to_numpy,
 )
 
-from inbatch_neg import InBatchNegativeSoftmax, engines, ops, walk
+from inbatch_neg import InBatchNegativeSoftmax, ops
+from inbatch_neg.backends import backend
+from inbatch_neg.softmax import exact
 
-LARGEST = engines.largest_small_table()  # before the fixtures change it
+TUNING = backend.tuning  # before the fixtures change it
 
 
 @pytest.fixture(autouse=True)
 def _tables_are_kept(_walk, monkeypatch):
-    monkeypatch.setattr(engines, "largest_small_table", lambda: LARGEST)
+    monkeypatch.setattr(backend, "tuning", TUNING)
 
     def fail(*args):
         raise AssertionError("walked over a small batch")
 
-    monkeypatch.setattr(walk, "_walk", fail)
+    monkeypatch.setattr(exact, "_over_chunks", fail)
 
 
 @pytest.mark.parametrize("names", ALONE, ids="+".join)

@@ -4,7 +4,7 @@ A rank needs no sort. It is a count:
 
     rank of target t = 1 + #{unseen candidates j other than t: s_j >= s_t}
 
-The walk multiplies chunks of queries with chunks of candidates and counts in
+The count multiplies chunks of queries with chunks of candidates and counts in
 the loop that reads the scores. What a query has seen is counted once more by
 itself, from its few scores, and subtracted: no mask of queries x candidates.
 
@@ -16,12 +16,14 @@ a matrix product may be summed in different orders.
 """
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
-from inbatch_neg import engines
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.evaluation.ids import Array
 
 # Queries and candidates of one chunk: its scores, 4 MB, stay in the cache.
 _QUERIES = 256
@@ -41,16 +43,18 @@ class Places(NamedTuple):
         place: (N,) int64, numbers of candidates.
     """
 
-    row: np.ndarray
-    place: np.ndarray
+    row: Array
+    place: Array
 
 
-def target_ranks(query, candidate, targets, seen=None):
+def target_ranks(
+    query: Array, candidate: Array, targets: Places, seen: Places | None = None
+) -> Array:
     """Returns the rank of each target, from 1, (N,) int64.
 
-    Ties count against the target, and so does every score that is not a
-    number. All targets of a query stand in one list: those that tie with each
-    other take the last places of the tie.
+    Ties count against the target, and so do NaN scores. All targets of a
+    query stand in one list: those that tie with each other take the last
+    places of the tie.
 
     Args:
         query: (Q, D) float32.
@@ -66,7 +70,7 @@ def target_ranks(query, candidate, targets, seen=None):
     return _in_one_list(targets.row, ahead)
 
 
-def without(places, others, candidates):
+def without(places: Places, others: Places, candidates: int) -> Places:
     """Returns the `Places` that are not among the others."""
     both = np.isin(
         places.row * candidates + places.place,
@@ -75,7 +79,7 @@ def without(places, others, candidates):
     return Places(places.row[~both], places.place[~both])
 
 
-def _thresholds(query, candidate, targets):
+def _thresholds(query: Array, candidate: Array, targets: Places) -> Array:
     """Returns (N,) float32, below each target's score by its rounding."""
     slack = (query.shape[1] + 2) * 2.0**-24
     threshold = np.empty(len(targets.row), "float32")
@@ -90,21 +94,23 @@ def _thresholds(query, candidate, targets):
     return threshold
 
 
-def _count_below(query, candidate, targets, threshold):
+def _count_below(
+    query: Array, candidate: Array, targets: Places, threshold: Array
+) -> Array:
     """Returns (N,) numbers of candidates that score below the threshold."""
     count = len(threshold)
     rows = min(_QUERIES, _power_of_two(count))
     columns = min(_CANDIDATES, _power_of_two(len(candidate)))
     starts = range(0, count, rows)
     counts = [ops.zeros((rows,), "int32") for _ in starts]
-    with engines.float32_products():
+    with backend.full_precision_matmul():
         for first in range(0, len(candidate), columns):
             # The last chunk is filled up with what is below nothing.
             part = _filled(candidate[first : first + columns], columns, np.nan)
             part = ops.convert_to_tensor(part)
             for number, start in enumerate(starts):
                 at = slice(start, start + rows)
-                counts[number] = _counter()(
+                counts[number] = _count_step()(
                     counts[number],
                     _tensor(query[targets.row[at]], rows),
                     part,
@@ -115,16 +121,24 @@ def _count_below(query, candidate, targets, threshold):
 
 
 @functools.cache
-def _counter():
-    def add_below(counts, query, candidate, threshold):
+def _count_step() -> Callable[..., Tensor]:
+    def add_below(
+        counts: Tensor, query: Tensor, candidate: Tensor, threshold: Tensor
+    ) -> Tensor:
         scores = ops.matmul(query, ops.transpose(candidate))  # (R, K)
         below = ops.less(scores, threshold[:, None])
         return counts + ops.sum(ops.cast(below, "int32"), axis=1)
 
-    return engines.compiled(add_below)
+    return backend.compile(add_below)
 
 
-def _count_seen(query, candidate, targets, threshold, seen):
+def _count_seen(
+    query: Array,
+    candidate: Array,
+    targets: Places,
+    threshold: Array,
+    seen: Places,
+) -> Array:
     """Returns (N,) numbers of seen candidates not below the threshold."""
     first = np.searchsorted(seen.row, targets.row)
     length = np.searchsorted(seen.row, targets.row, side="right") - first
@@ -144,7 +158,7 @@ def _count_seen(query, candidate, targets, threshold, seen):
     return counts
 
 
-def _in_one_list(row, ahead):
+def _in_one_list(row: Array, ahead: Array) -> Array:
     """Returns ranks that differ within a row, from counts with all ties.
 
     The l-th best of a row cannot be behind the next but one place before it:
@@ -163,7 +177,9 @@ def _in_one_list(row, ahead):
     return ranks
 
 
-def top_k(query, candidate, k, left_out=None):
+def top_k(
+    query: Array, candidate: Array, k: int, left_out: Places | None = None
+) -> Iterator[tuple[Array, Array]]:
     """Yields `(scores, places)` of the k best candidates, chunk by chunk.
 
     Args:
@@ -176,7 +192,7 @@ def top_k(query, candidate, k, left_out=None):
     Yields:
         Float32 scores in falling order and int64 places, both (R, k), of the
         next R queries. Which of two candidates with the same score comes
-        first is up to the engine. Scores that are no number are left out.
+        first is up to the backend. NaN scores are left out.
     """
     rows = min(_QUERIES, _power_of_two(len(query)))
     columns = min(_LISTED_CANDIDATES, _power_of_two(len(candidate)))
@@ -186,13 +202,13 @@ def top_k(query, candidate, k, left_out=None):
             ops.full((rows, k), -np.inf, "float32"),
             ops.full((rows, k), -1, "int32"),
         )
-        with engines.float32_products():
+        with backend.full_precision_matmul():
             for first in range(0, len(candidate), columns):
                 masked = np.zeros((rows, columns), bool)
                 if left_out is not None:
                     _mark(masked, left_out, start, first)
                 chunk = candidate[first : first + columns]
-                best = _lister(k)(
+                best = _top_k_step(k)(
                     *best,
                     _tensor(part, rows),
                     ops.convert_to_tensor(_filled(chunk, columns, np.nan)),
@@ -204,8 +220,15 @@ def top_k(query, candidate, k, left_out=None):
 
 
 @functools.lru_cache(maxsize=16)
-def _lister(k):
-    def merge(best, places, query, candidate, first, masked):
+def _top_k_step(k: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    def merge(
+        best: Tensor,
+        places: Tensor,
+        query: Tensor,
+        candidate: Tensor,
+        first: Tensor,
+        masked: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         scores = ops.matmul(query, ops.transpose(candidate))  # (R, K)
         masked = ops.logical_or(masked, ops.isnan(scores))
         scores = ops.where(masked, -np.inf, scores)
@@ -216,11 +239,11 @@ def _lister(k):
         places = ops.take_along_axis(places, ops.cast(order, "int32"), axis=1)
         return best, ops.where(ops.greater(best, -np.inf), places, -1)
 
-    # XLA on TensorFlow would sort.
-    return engines.compiled(merge, xla=False)
+    # XLA would sort.
+    return backend.compile(merge, xla=False)
 
 
-def _top(scores, k):
+def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k best of each row and their columns, (R, k).
 
     They lie in the k groups of columns with the highest maxima, since each
@@ -242,7 +265,7 @@ def _top(scores, k):
     return scores, found
 
 
-def _mark(masked, places, start, first):
+def _mark(masked: Array, places: Places, start: int, first: int) -> None:
     """Sets True at the places that lie in this chunk."""
     rows, columns = masked.shape
     low, high = np.searchsorted(places.row, [start, start + rows])
@@ -252,16 +275,16 @@ def _mark(masked, places, start, first):
     masked[row[inside], column[inside]] = True
 
 
-def _blocks(count):
+def _blocks(count: int) -> Iterator[slice]:
     for start in range(0, count, _GATHERED):
         yield slice(start, min(start + _GATHERED, count))
 
 
-def _tensor(array, rows):
+def _tensor(array: Array, rows: int) -> Tensor:
     return ops.convert_to_tensor(_filled(array, rows, 0))
 
 
-def _filled(array, rows, value):
+def _filled(array: Array, rows: int, value: float) -> Array:
     """Returns `array` with rows of `value` at its end, `rows` in all."""
     if len(array) == rows:
         return array
@@ -269,6 +292,6 @@ def _filled(array, rows, value):
     return np.concatenate([array, np.full(shape, value, array.dtype)])
 
 
-def _power_of_two(count):
+def _power_of_two(count: int) -> int:
     """Returns the next power of two, so that few shapes are compiled."""
     return max(16, 1 << (count - 1).bit_length())

@@ -1,11 +1,15 @@
 """From ranks, or lists, to figures: recall, hit rate, NDCG, MRR, coverage."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
 from inbatch_neg import arguments
+from inbatch_neg.evaluation.ids import Array
 
 
-def lengths(k):
+def lengths(k: Any) -> tuple[int, ...]:
     """Returns the argument `k` as a tuple of integers, in rising order."""
     if isinstance(k, (list, tuple)):
         if not k:
@@ -18,7 +22,7 @@ def lengths(k):
     )
 
 
-def weights(sample_weight):
+def weights(sample_weight: Any) -> Array:
     """Returns the argument `sample_weight` as (Q,) floats."""
     array = np.asarray(sample_weight)
     if array.dtype.kind not in "iufb":
@@ -34,7 +38,13 @@ def weights(sample_weight):
     return array
 
 
-def averages(row, ranks, queries, k, sample_weight):
+def averages(
+    row: Array,
+    ranks: Array,
+    queries: int,
+    k: tuple[int, ...],
+    sample_weight: Array | None,
+) -> dict[str, float]:
     """Returns {name: average over the queries that have targets}.
 
     Args:
@@ -58,10 +68,10 @@ def averages(row, ranks, queries, k, sample_weight):
     gains = 1.0 / np.log2(1.0 + ranks)
     ideal = np.cumsum(1.0 / np.log2(np.arange(2, max(k[-1], 1) + 2)))
 
-    def per_query(values):
+    def per_query(values: Array) -> Array:
         return np.bincount(row, weights=values, minlength=queries)
 
-    def average(values):
+    def average(values: Array) -> float:
         return float(weight @ values / total)
 
     results = {}
@@ -79,7 +89,9 @@ def averages(row, ranks, queries, k, sample_weight):
     return results
 
 
-def coverage(lists, candidates, k):
+def coverage(
+    lists: Iterable[tuple[Array, Array]], candidates: int, k: tuple[int, ...]
+) -> dict[str, float]:
     """Returns {name: share of the candidates that are in any list}.
 
     Args:

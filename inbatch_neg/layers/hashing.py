@@ -5,15 +5,16 @@ bitwise ones, and saved buckets must stay those of the same ids for ever. What
 all have is int32 addition, multiplication and division, modulo 2^32.
 """
 
+import keras
 import numpy as np
-from keras import backend, ops
+from keras import ops
 
-from inbatch_neg import engines
+from inbatch_neg.backends import Tensor, backend
 
 _HALF = 2**16  # values of half a word
 
 
-def buckets(ids, num_buckets, num_hashes):
+def buckets(ids: Tensor, num_buckets: int, num_hashes: int) -> Tensor:
     """Returns (num_hashes, n) int32 numbers below `num_buckets`.
 
     Equal ids have equal buckets; the hashes are independent of each other. A
@@ -25,7 +26,7 @@ def buckets(ids, num_buckets, num_hashes):
         num_buckets: int, at least 1.
         num_hashes: int, at least 1.
     """
-    low, high = _words(engines.integer_ids(ids))
+    low, high = _words(backend.hash_strings(ids))
     constants = _constants(num_hashes)  # (6, num_hashes, 1)
     mixed = low[None] + constants[0]
     mixed = _mix(_mix(mixed, constants[1]), constants[2])
@@ -34,10 +35,10 @@ def buckets(ids, num_buckets, num_hashes):
     return ops.mod(mixed, num_buckets)  # not negative, the divisor is not
 
 
-def _words(ids):
+def _words(ids: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the low and the high 32 bits of the ids, (n,) int32 each."""
     low = ops.cast(ids, "int32")  # modulo 2^32
-    dtype = backend.standardize_dtype(ids.dtype)
+    dtype = keras.backend.standardize_dtype(ids.dtype)
     if dtype in ("int64", "uint64"):
         ids = ops.cast(ids, "int64")
         return low, ops.cast(ops.floor_divide(ids, 2**32), "int32")
@@ -47,7 +48,7 @@ def _words(ids):
     return low, ops.floor_divide(ops.floor_divide(low, _HALF), _HALF // 2)
 
 
-def _mix(words, constants):
+def _mix(words: Tensor, constants: Tensor) -> Tensor:
     """Returns a permutation of all words that spreads every bit.
 
     x (2x + c) with an odd c is a permutation modulo 2^32 (Rivest et al. 1998,
@@ -59,7 +60,7 @@ def _mix(words, constants):
     return words * _HALF + high
 
 
-def _constants(num_hashes):
+def _constants(num_hashes: int) -> Tensor:
     """Returns (6, num_hashes, 1) odd int32 constants, frozen for ever."""
     # NumPy promises never to change what RandomState draws.
     drawn = [

@@ -1,11 +1,15 @@
 """`RetrievalEvaluation`: recall over the whole catalogue, every epoch."""
 
 import logging
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 
-from inbatch_neg import arguments, id_lists, list_metrics, ranking, vectors
+from inbatch_neg import arguments
+from inbatch_neg.evaluation import embedding, figures, ids, ranking
+from inbatch_neg.evaluation.ids import Array
 
 _logger = logging.getLogger("inbatch_neg")
 
@@ -31,7 +35,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     Ties count against a target, also with scores that only float32's rounding
     tells apart, so that a model that gives every candidate the same vector
-    is not perfect but last. A score that is no number counts against it too.
+    is not perfect but last. NaN scores count against it too.
     The targets of a query stand in one list and compete with each other.
 
     Args:
@@ -94,22 +98,22 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     def __init__(
         self,
-        query_model,
-        candidate_model,
-        queries,
-        targets,
-        candidates,
+        query_model: keras.Model | None,
+        candidate_model: keras.Model | None,
+        queries: Any,
+        targets: Any,
+        candidates: Any,
         *,
-        candidate_ids=None,
-        seen=None,
-        k=(10, 100),
-        batch_size=4096,
-        prefix="val_",
-        verbose="auto",
-        similarity="dot",
-        sample_weight=None,
-        coverage=False,
-    ):
+        candidate_ids: Any = None,
+        seen: Any = None,
+        k: int | Sequence[int] = (10, 100),
+        batch_size: int = 4096,
+        prefix: str = "val_",
+        verbose: int | str = "auto",
+        similarity: str = "dot",
+        sample_weight: Any = None,
+        coverage: bool = False,
+    ) -> None:
         super().__init__()
         for name, tower in (
             ("query_model", query_model),
@@ -122,12 +126,12 @@ class RetrievalEvaluation(keras.callbacks.Callback):
                 )
         self.query_model, self.candidate_model = query_model, candidate_model
         self.queries, self.candidates = queries, candidates
-        self.targets = id_lists.parse("targets", targets)
-        self.seen = None if seen is None else id_lists.parse("seen", seen)
+        self.targets = ids.parse("targets", targets)
+        self.seen = None if seen is None else ids.parse("seen", seen)
         self.candidate_ids = candidate_ids
         if candidate_ids is not None:
-            self.candidate_ids = id_lists.as_ids("candidate_ids", candidate_ids)
-        self.k = list_metrics.lengths(k)
+            self.candidate_ids = ids.as_ids("candidate_ids", candidate_ids)
+        self.k = figures.lengths(k)
         self.batch_size = arguments.integer("batch_size", batch_size, minimum=1)
         if not isinstance(prefix, str):
             raise TypeError(
@@ -140,23 +144,26 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         )
         self.sample_weight = sample_weight
         if sample_weight is not None:
-            self.sample_weight = list_metrics.weights(sample_weight)
+            self.sample_weight = figures.weights(sample_weight)
         self.coverage = arguments.flag("coverage", coverage)
         if not len(self.targets.row):
             raise ValueError(
                 "`targets` must hold at least one target. Received: "
                 f"{self.targets.rows} queries without any"
             )
-        self._catalogue = None
-        self._check(vectors.rows(queries), vectors.rows(candidates))
+        self._catalogue: ids.Catalogue | None = None
+        self._check_queries(embedding.rows(queries))
+        size = embedding.rows(candidates)
+        if size is not None:
+            self._catalogue_of(size)
 
-    def __call__(self):
+    def __call__(self) -> dict[str, float]:
         """Returns the figures by name, without the prefix."""
         query = self._embed("query_model", self.queries)
         candidate = self._embed("candidate_model", self.candidates)
-        vectors.check(query, candidate)
-        self._check(len(query), len(candidate))
-        catalogue = self._catalogue
+        embedding.check(query, candidate)
+        self._check_queries(len(query))
+        catalogue = self._catalogue_of(len(candidate))
         row, place = catalogue.places("targets", self.targets)
         known = place >= 0
         if not known.all():
@@ -170,15 +177,17 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             seen = ranking.without(seen, targets, len(candidate))
         ranks = np.full(len(row), np.inf)
         ranks[known] = ranking.target_ranks(query, candidate, targets, seen)
-        results = list_metrics.averages(
+        results = figures.averages(
             row, ranks, len(query), self.k, self.sample_weight
         )
         if self.coverage:
             lists = ranking.top_k(query, candidate, max(self.k), seen)
-            results |= list_metrics.coverage(lists, len(candidate), self.k)
+            results |= figures.coverage(lists, len(candidate), self.k)
         return results
 
-    def top_k(self, queries, k, seen=None):
+    def top_k(
+        self, queries: Any, k: int, seen: Any = None
+    ) -> tuple[Array, Array]:
         """Returns the k best candidates of each query, exactly.
 
         Args:
@@ -194,13 +203,13 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         k = arguments.integer("k", k, minimum=1)
         query = self._embed("query_model", queries)
         candidate = self._embed("candidate_model", self.candidates)
-        vectors.check(query, candidate)
-        self._check(None, len(candidate))
+        embedding.check(query, candidate)
+        catalogue = self._catalogue_of(len(candidate))
         left_out = None
         if seen is not None:
-            lists = id_lists.parse("seen", seen)
+            lists = ids.parse("seen", seen)
             _require_rows("seen", lists.rows, len(query))
-            row, place = self._catalogue.places("seen", lists)
+            row, place = catalogue.places("seen", lists)
             left_out = ranking.Places(row[place >= 0], place[place >= 0])
         k = min(k, len(candidate))
         chunks = list(ranking.top_k(query, candidate, k, left_out))
@@ -210,46 +219,53 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             return scores, self.candidate_ids[places]
         return scores, places
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         """Adds the figures to the logs of the epoch."""
         results = self()
         if logs is not None:
             for name, value in results.items():
                 logs[self.prefix + name] = value
 
-    def _embed(self, model_name, features):
-        verbose = self.verbose
-        if verbose == "auto":
-            verbose = int((self.params or {}).get("verbose", 1) == 1)
-        found = vectors.embed(
+    def _embed(self, model_name: str, features: Any) -> Array:
+        verbose = self.verbose == 1
+        if self.verbose == "auto":
+            verbose = (self.params or {}).get("verbose", 1) == 1
+        found = embedding.embed(
             model_name,
             getattr(self, model_name),
             features,
             self.batch_size,
-            verbose,
+            int(verbose),
         )
-        return vectors.unit(found) if self.similarity == "cosine" else found
+        if self.similarity == "cosine":
+            return embedding.l2_normalize(found)
+        return found
 
-    def _check(self, queries, candidates):
-        """Refuses lists that do not fit the sizes, as far as known."""
-        if queries is not None:
-            _require_rows("targets", self.targets.rows, queries)
-            if self.seen is not None:
-                _require_rows("seen", self.seen.rows, queries)
-            if self.sample_weight is not None:
-                _require_rows("sample_weight", len(self.sample_weight), queries)
-        if candidates is None:
+    def _check_queries(self, queries: int | None) -> None:
+        """Refuses lists that have not one entry per query, if known."""
+        if queries is None:
             return
-        if self.candidate_ids is not None:
-            if len(self.candidate_ids) != candidates:
-                raise ValueError(
-                    "`candidate_ids` must have one id per candidate, "
-                    f"{candidates}. Received: {len(self.candidate_ids)} ids"
-                )
-        if self._catalogue is None or self._catalogue.size != candidates:
-            self._catalogue = id_lists.Catalogue(self.candidate_ids, candidates)
+        _require_rows("targets", self.targets.rows, queries)
+        if self.seen is not None:
+            _require_rows("seen", self.seen.rows, queries)
+        if self.sample_weight is not None:
+            _require_rows("sample_weight", len(self.sample_weight), queries)
 
-    def _warn(self, absent, count):
+    def _catalogue_of(self, candidates: int) -> ids.Catalogue:
+        """Returns the ids of so many candidates; refuses another number."""
+        given = self.candidate_ids
+        if given is not None and len(given) != candidates:
+            raise ValueError(
+                "`candidate_ids` must have one id per candidate, "
+                f"{candidates}. Received: {len(given)} ids"
+            )
+        if self._catalogue is None or self._catalogue.size != candidates:
+            self._catalogue = ids.Catalogue(given, candidates)
+        return self._catalogue
+
+    def _warn(self, absent: int, count: int) -> None:
         if absent == count:
             raise ValueError(
                 "`targets` must be ids of `candidate_ids` (by default the "
@@ -263,7 +279,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         )
 
 
-def _require_rows(name, rows, queries):
+def _require_rows(name: str, rows: int, queries: int) -> None:
     if rows != queries:
         raise ValueError(
             f"`{name}` must have one entry per query, {queries}. Received: "

@@ -1,13 +1,16 @@
 """Lists of ids, one per query, and the catalogue that they are looked up in.
 
-On the host, in NumPy: ids may be strings or use all 64 bits, which no engine
-but TensorFlow has.
+On the host, in NumPy: ids may be strings or use all 64 bits, which not every
+backend has.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
 
 _FORMS = (
     "one id per query (an array), a list of id lists, a ragged tensor or a "
@@ -25,13 +28,13 @@ class IdLists(NamedTuple):
         are_places: Whether `ids` are places in the catalogue already.
     """
 
-    row: np.ndarray
-    ids: np.ndarray
+    row: Array
+    ids: Array
     rows: int
     are_places: bool = False
 
 
-def parse(name, value):
+def parse(name: str, value: Any) -> IdLists:
     """Returns the argument called `name` as `IdLists`."""
     if hasattr(value, "tocsr"):
         matrix = value.tocsr(copy=True)
@@ -76,7 +79,7 @@ class Catalogue:
         size: C.
     """
 
-    def __init__(self, ids, size):
+    def __init__(self, ids: Array | None, size: int) -> None:
         self.ids, self.size = ids, size
         if ids is not None:
             self._order = np.argsort(ids, kind="stable")
@@ -90,7 +93,7 @@ class Catalogue:
                     f"Received: {twice[0].item()!r} more than once"
                 )
 
-    def places(self, name, lists):
+    def places(self, name: str, lists: IdLists) -> tuple[Array, Array]:
         """Returns `(row, place)` (N,), place -1 for an id that is not here.
 
         Each place is there once a row; sorted by row, then by place.
@@ -113,7 +116,7 @@ class Catalogue:
         order = np.argsort(row, kind="stable")
         return row[order], place[order]
 
-    def _look_up(self, name, ids):
+    def _look_up(self, name: str, ids: Array) -> Array:
         text = self._sorted.dtype.kind == "U"
         if len(ids) == 0:
             return np.zeros(0, "int64")
@@ -141,7 +144,7 @@ class Catalogue:
         return np.where(found, self._order[at], -1)
 
 
-def as_ids(name, values):
+def as_ids(name: str, values: Any) -> Array:
     """Returns (N,) integers or strings; refuses everything else."""
     array = _array(values)
     if array.dtype.kind == "O" and len(array):
@@ -164,7 +167,7 @@ def as_ids(name, values):
     return array
 
 
-def _is_nested(value):
+def _is_nested(value: Any) -> bool:
     if isinstance(value, np.ndarray) and value.dtype.kind != "O":
         return False
     if not isinstance(value, (list, tuple, np.ndarray)):
@@ -175,7 +178,7 @@ def _is_nested(value):
     )
 
 
-def _array(value):
+def _array(value: Any) -> Array:
     if isinstance(value, set):
         value = sorted(value)
     if keras.ops.is_tensor(value):

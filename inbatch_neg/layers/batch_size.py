@@ -1,27 +1,27 @@
-"""What a partial batch is, and the words of its error.
+"""What a partial batch is, and the message of its error.
 
 In-batch negatives need a number of rows that is known and the same for every
-batch. `BatchSize` holds that number and is asked about every batch;
-`PartialBatchError` is what the user hears, remedy first.
+batch. `BatchSize` holds that number and checks every batch against it.
 """
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 from inbatch_neg import arguments
+from inbatch_neg.backends import keras_internals
 
 ANY = "any"
 
+# Of the queries; None for a number of rows that is unknown while tracing.
+Shape: TypeAlias = Sequence[int | None]
 
-class PartialBatchError(ValueError):
+
+class PartialBatchError(keras_internals.UnchangedMessage, ValueError):
     """A batch has another number of rows than the training was set up for.
 
     Raised by `InBatchNegativeSoftmax`. Batch the data with
     `inbatch_neg.full_batches`, which leaves out the last, partial batch.
     """
-
-    # Keras and AutoGraph rewrite the message of an error that crosses a layer
-    # or a compiled function, which would bury the remedy; AutoGraph makes an
-    # error of its own of it. They leave one with these attributes alone.
-    _keras_call_info_injected = True
-    ag_pass_through = True
 
 
 class BatchSize:
@@ -33,7 +33,8 @@ class BatchSize:
             number of rows, 2 or more.
     """
 
-    def __init__(self, batch_size):
+    def __init__(self, batch_size: int | str | None) -> None:
+        self.declared: int | str | None
         if batch_size is None or (
             isinstance(batch_size, str) and batch_size == ANY
         ):
@@ -45,14 +46,14 @@ class BatchSize:
                 minimum=2,
                 otherwise=' None, or "any"',
             )
-        self._largest = {}
+        self._largest: dict[bool, int] = {}
 
     @property
-    def rows(self):
+    def rows(self) -> int | None:
         """The declared number of rows, or None."""
-        return None if self.declared == ANY else self.declared
+        return self.declared if isinstance(self.declared, int) else None
 
-    def check_symbolic(self, layer_name, shape):
+    def check_symbolic(self, layer_name: str, shape: Shape) -> None:
         """Refuses a symbolic batch whose rows are known and wrong."""
         rows = shape[0]
         if rows is not None and self.rows not in (None, rows):
@@ -60,7 +61,9 @@ class BatchSize:
         if rows == 1:
             raise PartialBatchError(_message(layer_name, shape, self.rows))
 
-    def check(self, layer_name, shape, training):
+    def check(
+        self, layer_name: str, shape: Shape, training: bool | None
+    ) -> None:
         """Refuses a batch that is not full.
 
         Args:
@@ -87,43 +90,42 @@ class BatchSize:
         if rows == 1 or (expected is not None and rows != expected):
             raise PartialBatchError(_message(layer_name, shape, expected))
 
-    def message(self, layer_name):
+    def message(self, layer_name: str) -> str:
         """The error of a batch whose rows are only known at run time."""
-        return _message(layer_name, ("?", "..."), self.rows)
+        return _message(layer_name, None, self.rows)
 
     @property
-    def label(self):
-        """The fix in the letters that the name of an operation may have."""
+    def label(self) -> str:
+        """The fix, in letters that the name of an operation may have."""
         return f"Partial_batch.Fix.inbatch_neg.full_batches.data.{self.rows}"
 
 
-def _message(layer_name, shape, expected):
-    rows = shape[0]
+def _message(layer_name: str, shape: Shape | None, expected: int | None) -> str:
     size = "batch_size" if expected in (None, 1) else expected
-    got = f"`{layer_name}` got queries of shape {_text(shape)}"
     again = ""
-    if rows is None:
+    if shape is None:
+        got = f"`{layer_name}` got a batch with another number of rows"
+    else:
+        got = f"`{layer_name}` got queries of shape {_text(shape)}"
+    if shape is not None and shape[0] is None:
         got += ": the number of rows is unknown, so the last may be partial"
         again = (
             " If every batch is full already, the model was traced for "
             "another batch size before: call `compile` again."
         )
-    elif rows == 1:
+    elif shape is not None and shape[0] == 1:
         got += ": a batch of one row has no negatives"
-    elif rows == "?":
-        got = f"`{layer_name}` got a batch with another number of rows"
+    wanted = f"{expected} rows"
     if expected in (None, 1):
-        expected = "the same number of rows, 2 or more,"
-    else:
-        expected = f"{expected} rows"
+        wanted = "the same number of rows, 2 or more,"
     return (
         f"Partial batch. Fix: `inbatch_neg.full_batches(data, {size})`, or "
         f"`dataset.batch({size}, drop_remainder=True)`; with a PyTorch "
-        f"`DataLoader`, `drop_last=True`. {got}. Expected: {expected} every "
+        f"`DataLoader`, `drop_last=True`. {got}. Expected: {wanted} every "
         "time. If every size is fine, construct the layer with "
         f'`batch_size="any"`.{again}'
     )
 
 
-def _text(shape):
+def _text(shape: Shape) -> str:
     return "(" + ", ".join(str(size) for size in shape) + ")"

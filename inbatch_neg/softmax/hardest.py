@@ -1,13 +1,18 @@
 """The hardest negatives: each row's highest-scoring ones, chunk by chunk."""
 
+from collections.abc import Callable
+
 from keras import ops
 
-from inbatch_neg import engines
-from inbatch_neg import scoring as scoring_lib
-from inbatch_neg.chunks import Chunks
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends.base import Size
+from inbatch_neg.softmax.chunks import Chunks
+from inbatch_neg.softmax.scoring import MASKED, Scoring
 
 
-def hardest_scores(query, candidate, scoring, count):
+def hardest_scores(
+    query: Tensor, candidate: Tensor, scoring: Scoring, count: int
+) -> Tensor:
     """Returns (B, N) scores of the N best negatives, in falling order.
 
     Of equal scores the candidate with the lower number comes first. If a row
@@ -21,39 +26,38 @@ def hardest_scores(query, candidate, scoring, count):
         count: N, an int below C.
     """
 
-    @ops.custom_gradient
-    def scores_of(query, candidate):
+    def scores_of(query: Tensor, candidate: Tensor) -> tuple[Tensor, Callable]:
         scores, places = _best(query, candidate, scoring, count)
 
-        def gradient(*args, upstream=None):
-            if upstream is None:
-                (upstream,) = args
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
             # What was left out is a constant.
             upstream = ops.where(
-                scores > 0.5 * scoring_lib.MASKED,
-                upstream,
-                ops.zeros_like(upstream),
+                scores > 0.5 * MASKED, upstream, ops.zeros_like(upstream)
             )
             return _sums(query, candidate, upstream, places)
 
         return scores, gradient
 
-    return scores_of(query, candidate)
+    return backend.custom_gradient(scores_of)(query, candidate)
 
 
-def _best(query, candidate, scoring, count):
+def _best(
+    query: Tensor, candidate: Tensor, scoring: Scoring, count: int
+) -> tuple[Tensor, Tensor]:
     """Returns (B, N) scores and int32 places among the candidates."""
     chunks = Chunks(query, candidate, scoring)
     rows = ops.shape(query)[0]
 
-    def visit(index, found):
+    def visit(
+        index: Size, found: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         start = chunks.start(index)
-        scores, places = engines.top_k(
-            chunks.scores(start, own_too=False), count
+        scores, places = backend.top_k(
+            chunks.scores(start, include_positive=False), count
         )
         return (
-            engines.put_rows(found[0], start, scores),
-            engines.put_rows(found[1], start, places),
+            backend.update_rows(found[0], start, scores),
+            backend.update_rows(found[1], start, places),
         )
 
     found = (
@@ -63,16 +67,20 @@ def _best(query, candidate, scoring, count):
     return ops.fori_loop(0, chunks.count, visit, found)
 
 
-def _sums(query, candidate, upstream, places):
+def _sums(
+    query: Tensor, candidate: Tensor, upstream: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor]:
     """Returns the gradients for `upstream` (B, N) of the scores at `places`.
 
     Each chunk spreads its N numbers a row over the C candidates, so that two
     matrix products do the rest: faster than to gather and to scatter vectors.
     """
-    chunks = Chunks(query, candidate, scoring_lib.Scoring())
+    chunks = Chunks(query, candidate, Scoring())
     candidates = ops.shape(candidate)[0]
 
-    def visit(index, found):
+    def visit(
+        index: Size, found: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         d_query, d_candidate = found
         start = chunks.start(index)
         row = ops.arange(chunks.size, dtype="int32")
@@ -87,10 +95,10 @@ def _sums(query, candidate, upstream, places):
         if chunks.may_overlap:  # rows must not count twice
             part = ops.where(chunks.is_new(index), part, ops.zeros_like(part))
         return (
-            engines.put_rows(
-                d_query, start, engines.constant_product(weights, candidate)
+            backend.update_rows(
+                d_query, start, backend.matmul_no_grad(weights, candidate)
             ),
-            engines.add_product(d_candidate, ops.transpose(part), weights),
+            backend.addmm(d_candidate, ops.transpose(part), weights),
         )
 
     found = (

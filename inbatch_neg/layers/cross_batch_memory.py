@@ -1,11 +1,17 @@
 """Candidates of earlier batches, as further negatives for this one."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, engines, replicas
+from inbatch_neg import arguments
+from inbatch_neg.backends import Tensor, backend, keras_internals
+from inbatch_neg.layers import replicas
+from inbatch_neg.softmax.batch import Batch
 
-_TENSORS = ("candidate", "candidate_ids", "candidate_sampling_probability")
+Shape = Sequence[int | None]
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
@@ -62,7 +68,9 @@ class CrossBatchMemory(keras.layers.Layer):
     these as negatives; here empty slots take no part.
     """
 
-    def __init__(self, capacity, *, warmup_steps=0, **kwargs):
+    def __init__(
+        self, capacity: int, *, warmup_steps: int = 0, **kwargs: Any
+    ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.capacity = arguments.integer("capacity", capacity, minimum=1)
@@ -72,10 +80,10 @@ class CrossBatchMemory(keras.layers.Layer):
 
     def build(
         self,
-        candidate_shape,
-        candidate_ids_shape=None,
-        candidate_sampling_probability_shape=None,
-    ):
+        candidate_shape: Shape,
+        candidate_ids_shape: Shape | None = None,
+        candidate_sampling_probability_shape: Shape | None = None,
+    ) -> None:
         """Creates the slots, all of them empty."""
         if len(candidate_shape) != 2 or candidate_shape[1] is None:
             raise ValueError(
@@ -99,7 +107,7 @@ class CrossBatchMemory(keras.layers.Layer):
             setattr(self, f"_{name}", count)
         slots = {"candidate": (candidate_shape[1:], self.variable_dtype)}
         if candidate_ids_shape is not None:
-            slots["candidate_ids"] = ((), engines.widest_integer())
+            slots["candidate_ids"] = ((), backend.widest_integer())
         if candidate_sampling_probability_shape is not None:
             slots["candidate_sampling_probability"] = ((), "float32")
         self._stored = {
@@ -117,11 +125,11 @@ class CrossBatchMemory(keras.layers.Layer):
 
     def call(
         self,
-        candidate,
-        candidate_ids=None,
-        candidate_sampling_probability=None,
-        training=None,
-    ):
+        candidate: Tensor,
+        candidate_ids: Tensor = None,
+        candidate_sampling_probability: Tensor = None,
+        training: bool | None = None,
+    ) -> dict[str, Tensor]:
         """Returns the candidates of the batch and of the memory.
 
         Args:
@@ -145,39 +153,48 @@ class CrossBatchMemory(keras.layers.Layer):
             hashes. `candidate_mask`: (C,) bools, False where a slot is empty,
             and for all slots during the warm-up.
         """
-        given = (candidate, candidate_ids, candidate_sampling_probability)
-        given = dict(zip(_TENSORS, given))
-        if engines.in_symbolic_call():
-            if not replicas.shown_a_mean():
-                self._check(given)
-            return self._shapes_alone(given)
-        given = arguments.to_tensors(**given)
-        if training:
-            # Before a replica may refuse its own rows, and the others wait.
-            given = replicas.require_alike(given)
-        self._check(given)
-        given["candidate"] = self._fitting(given["candidate"])
-        batch, result = {}, {}
+        batch = Batch(
+            candidate=candidate,
+            candidate_ids=candidate_ids,
+            candidate_sampling_probability=candidate_sampling_probability,
+        )
+        with backend.restore_model_state():
+            if keras_internals.in_symbolic_call():
+                if not backend.symbolic_call_sees_means():
+                    self._check(batch)
+                return self._zeros_of_output_shapes(batch)
+            batch = arguments.to_tensors(batch)
+            if training:
+                batch = replicas.check_same_shapes(batch)
+            self._check(batch)
+            batch = batch._replace(candidate=self._fitting(batch.candidate))
+            return self._with_memory(batch, training)
+
+    def _with_memory(
+        self, batch: Batch, training: bool | None
+    ) -> dict[str, Tensor]:
+        """Returns the candidates of a checked batch and of the memory."""
+        own, result = {}, {}
         for name, stored in self._stored.items():
-            own = given[name]
+            tensor = getattr(batch, name)
             if name == "candidate_ids":
-                own = engines.integer_ids(own)
-            batch[name] = ops.cast(own, stored.dtype)
-            share = replicas.own_share(ops.stop_gradient(stored))
-            result[name] = ops.concatenate([batch[name], share])
+                tensor = backend.hash_strings(tensor)
+            own[name] = ops.cast(tensor, stored.dtype)
+            shard = replicas.local_shard(ops.stop_gradient(stored))
+            result[name] = ops.concatenate([own[name], shard])
         slots = ops.arange(self.capacity, dtype="int32")
         used = ops.logical_and(
             slots < self._filled, self._steps >= self.warmup_steps
         )
-        own = ops.ones((ops.shape(candidate)[0],), "bool")
+        mask = ops.ones((batch.candidates,), "bool")
         result["candidate_mask"] = ops.concatenate(
-            [own, replicas.own_share(used)]
+            [mask, replicas.local_shard(used)]
         )
         if training:
-            self._store(replicas.gather(batch))
+            self._store(replicas.gather(own))
         return result
 
-    def _store(self, batch):
+    def _store(self, batch: dict[str, Tensor]) -> None:
         for name, stored in self._stored.items():
             newest = ops.slice(
                 ops.concatenate([batch[name], stored]),
@@ -191,22 +208,12 @@ class CrossBatchMemory(keras.layers.Layer):
         # Stays where it is after the warm-up, and cannot overflow.
         self._steps.assign(ops.minimum(self._steps + 1, self.warmup_steps))
 
-    def _check(self, given):
-        candidate = given["candidate"]
-        arguments.vectors(candidate, candidate)
-        rows = candidate.shape[0]
-        arguments.ids(
-            "candidate_ids", given["candidate_ids"], rows, "candidate"
-        )
-        arguments.probability(
-            "candidate_sampling_probability",
-            given["candidate_sampling_probability"],
-            rows,
-            "candidate",
-        )
-        for name, value in given.items():
+    def _check(self, batch: Batch) -> None:
+        arguments.vectors(batch.candidate, batch.candidate)
+        arguments.check_candidate_fields(batch, batch.candidate.shape[0])
+        for name in ("candidate_ids", "candidate_sampling_probability"):
+            value = getattr(batch, name)
             if (value is None) == (name in self._stored):
-                engines.give_back_weights()
                 first, now = ("with", "without")[:: 1 if value is None else -1]
                 raise ValueError(
                     f"`{name}` must be given in every call or in none: the "
@@ -214,30 +221,25 @@ class CrossBatchMemory(keras.layers.Layer):
                     f"a call {now} it"
                 )
 
-    def _fitting(self, candidate):
+    def _fitting(self, candidate: Tensor) -> Tensor:
         """Returns the candidates, refused if the memory cannot hold them."""
         rule = (
             "`capacity` must be at least the number of rows of a batch, the "
             "global one if there are replicas, or its own rows would not fit. "
-            "Make it a multiple of them."
+            f"Make it a multiple of them. Received: capacity={self.capacity}"
         )
-        received = f"Received: capacity={self.capacity}"
         share = self._share()
         rows = candidate.shape[0]
         if rows is not None and rows > share:
-            engines.give_back_weights()
             raise ValueError(
-                f"{rule} {received}, "
-                f"candidate.shape={tuple(candidate.shape)}, "
+                f"{rule}, candidate.shape={tuple(candidate.shape)}, "
                 f"replicas: {self.capacity // share}"
             )
-        return engines.require_at_most_rows(
-            candidate, share, f"{rule} {received}"
-        )
+        return backend.ensure_at_most_rows(candidate, share, rule)
 
-    def _share(self):
+    def _share(self) -> int:
         """Returns how many stored rows each replica appends."""
-        count = replicas.count()
+        count = backend.replica_count()
         if self.capacity % count:
             raise ValueError(
                 "`capacity` must be a multiple of the number of replicas, "
@@ -246,15 +248,16 @@ class CrossBatchMemory(keras.layers.Layer):
             )
         return self.capacity // count
 
-    def _shapes_alone(self, given):
-        """Returns zeros of the outputs' shapes, while only they are asked."""
-        rows = ops.shape(given["candidate"])[0] + self._share()
+    def _zeros_of_output_shapes(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns zeros, while only the outputs' shapes are asked for."""
+        rows = batch.candidates + self._share()
         return {
             name: ops.zeros((rows, *rest), dtype)
             for name, (rest, dtype) in self._outputs().items()
         }
 
-    def _outputs(self):
+    def _outputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Returns the shape of a row and the dtype of every output."""
         outputs = {
             name: (tuple(stored.shape[1:]), stored.dtype)
             for name, stored in self._stored.items()
@@ -263,14 +266,19 @@ class CrossBatchMemory(keras.layers.Layer):
 
     def compute_output_spec(
         self,
-        candidate,
-        candidate_ids=None,
-        candidate_sampling_probability=None,
-        training=None,
-    ):
+        candidate: Tensor,
+        candidate_ids: Tensor = None,
+        candidate_sampling_probability: Tensor = None,
+        training: bool | None = None,
+    ) -> dict[str, keras.KerasTensor]:
         """Returns the dict of symbolic outputs."""
-        given = (candidate, candidate_ids, candidate_sampling_probability)
-        self._check(dict(zip(_TENSORS, given)))
+        self._check(
+            Batch(
+                candidate=candidate,
+                candidate_ids=candidate_ids,
+                candidate_sampling_probability=candidate_sampling_probability,
+            )
+        )
         rows = candidate.shape[0]
         if rows is not None:
             with keras.SymbolicScope():  # in which a strategy's replicas count
@@ -281,8 +289,10 @@ class CrossBatchMemory(keras.layers.Layer):
             for name, (rest, dtype) in self._outputs().items()
         }
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        config = super().get_config()
-        config.update(capacity=self.capacity, warmup_steps=self.warmup_steps)
-        return config
+        return {
+            **super().get_config(),
+            "capacity": self.capacity,
+            "warmup_steps": self.warmup_steps,
+        }

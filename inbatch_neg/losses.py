@@ -2,7 +2,8 @@
 
 import keras
 
-from inbatch_neg import scoring
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.softmax.scoring import cross_entropy_with_first
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
@@ -44,19 +45,21 @@ class InBatchNegativeLoss(keras.losses.Loss):
 
     def __init__(
         self,
-        reduction="sum_over_batch_size",
-        name="in_batch_negative_loss",
-        dtype=None,
-    ):
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "in_batch_negative_loss",
+        dtype: str | None = None,
+    ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
+    def __call__(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None
+    ) -> Tensor:
         """Returns the reduced, weighted loss; `y_true` may be None."""
         # Keras casts `y_true` to float, which fails on None and on strings.
         # It is ignored here, so the predictions stand in for it.
         return super().__call__(y_pred, y_pred, sample_weight)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Returns the (B,) losses before the reduction.
 
         Args:
@@ -67,10 +70,11 @@ class InBatchNegativeLoss(keras.losses.Loss):
         if len(shape) == 1:
             return y_pred
         if len(shape) == 2 and shape[1] != 1:
-            return scoring.cross_entropy_with_first(y_pred)
-        raise ValueError(
-            "`y_pred` must be the output of `InBatchNegativeSoftmax`: losses "
-            "of shape (rows,), or logits of shape (rows, 1 + negatives) with "
-            "the positive in column 0. Received: "
-            f"y_pred.shape={tuple(shape)}"
-        )
+            return cross_entropy_with_first(y_pred)
+        with backend.restore_model_state():
+            raise ValueError(
+                "`y_pred` must be the output of `InBatchNegativeSoftmax`: "
+                "losses of shape (rows,), or logits of shape (rows, 1 + "
+                "negatives) with the positive in column 0. Received: "
+                f"y_pred.shape={tuple(shape)}"
+            )

@@ -1,10 +1,20 @@
-"""From features to float32 vectors on the host, and what is known of them."""
+"""From features to float32 vectors on the host."""
+
+from typing import Any
 
 import keras
 import numpy as np
 
+from inbatch_neg.evaluation.ids import Array
 
-def embed(name, model, features, batch_size, verbose):
+
+def embed(
+    name: str,
+    model: keras.Model | None,
+    features: Any,
+    batch_size: int,
+    verbose: int,
+) -> Array:
     """Returns (rows, D) float32 vectors of all features.
 
     Args:
@@ -41,7 +51,7 @@ def embed(name, model, features, batch_size, verbose):
     return found.astype("float32", copy=False)
 
 
-def check(query, candidate):
+def check(query: Array, candidate: Array) -> None:
     """Refuses vectors of different dimensions."""
     if query.shape[1] != candidate.shape[1]:
         raise ValueError(
@@ -51,7 +61,7 @@ def check(query, candidate):
         )
 
 
-def unit(vectors):
+def l2_normalize(vectors: Array) -> Array:
     """Returns the vectors at length 1; those of length 0 stay."""
     # Divided by the largest entry first, or its square might overflow.
     largest = np.abs(vectors).max(axis=1, keepdims=True)
@@ -60,7 +70,7 @@ def unit(vectors):
     return vectors / np.where(length > 0, length, 1)
 
 
-def rows(features):
+def rows(features: Any) -> int | None:
     """Returns the number of rows, or None for a dataset, not read yet."""
     while isinstance(features, (dict, list, tuple)) and len(features):
         if isinstance(features, list) and np.ndim(features[0]) < 2:
@@ -74,11 +84,11 @@ def rows(features):
     return None
 
 
-def _is_array(value):
+def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
-def _host(value):
+def _host(value: Any) -> Array:
     if keras.ops.is_tensor(value):
         value = keras.ops.convert_to_numpy(value)
     return np.asarray(value)

@@ -1,11 +1,16 @@
 """How often an id comes, estimated from the stream of batches itself."""
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, engines, hashing, replicas
+from inbatch_neg import arguments
+from inbatch_neg.backends import Tensor, backend, keras_internals
+from inbatch_neg.backends.base import Size
+from inbatch_neg.layers import hashing, replicas
+from inbatch_neg.softmax.batch import Batch
 
 # Keeps log1p finite for a rate of 1; what is kept of the past rounds to 0.
 _BELOW_ONE = 1.0 - 1e-16
@@ -70,8 +75,13 @@ class StreamingSamplingProbability(keras.layers.Layer):
     """
 
     def __init__(
-        self, num_buckets, *, learning_rate=0.01, num_hashes=1, **kwargs
-    ):
+        self,
+        num_buckets: int,
+        *,
+        learning_rate: float = 0.01,
+        num_hashes: int = 1,
+        **kwargs: Any,
+    ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self.num_buckets = arguments.integer(
@@ -93,7 +103,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
                 f"learning_rate={learning_rate!r}"
             )
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         """Creates the buckets, all of them empty."""
         # Every replica learns from the global batch, so all have the same.
         options = {
@@ -103,7 +113,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
             "aggregation": "only_first_replica",
         }
         size = (self.num_hashes * self.num_buckets,)
-        time = engines.widest_integer()
+        time = backend.widest_integer()
         self._clock = self.add_weight(
             name="clock", shape=(), dtype=time, **options
         )
@@ -119,7 +129,9 @@ class StreamingSamplingProbability(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, candidate_ids, training=None):
+    def call(
+        self, candidate_ids: Tensor, training: bool | None = None
+    ) -> Tensor:
         """Returns the probabilities of a batch of ids, learning from it.
 
         Args:
@@ -134,21 +146,30 @@ class StreamingSamplingProbability(keras.layers.Layer):
             that no bucket has seen counts as seen once, in the next row: 1 /
             (rows so far + 1), so 1 for all ids before any training.
         """
+        with backend.restore_model_state():
+            self._check(candidate_ids)
+            if keras_internals.in_symbolic_call():
+                return ops.zeros(ops.shape(candidate_ids), "float32")
+            ids = arguments.to_tensor("candidate_ids", candidate_ids)
+            if training:
+                same = replicas.check_same_shapes(Batch(candidate_ids=ids))
+                ids = same.candidate_ids
+            arguments.ids("candidate_ids", ids, None, "candidate")
+            return self._estimate(ids, training)
+
+    def _check(self, candidate_ids: Tensor) -> None:
+        """Refuses what is missing, and symbolic ids that do not fit."""
         if candidate_ids is None:
             raise ValueError(
                 "`candidate_ids` must be given: there is nothing else to "
                 "count. Received: candidate_ids=None"
             )
-        if engines.in_symbolic_call():
-            if not replicas.shown_a_mean():
-                arguments.ids("candidate_ids", candidate_ids, None, None)
-            return ops.zeros(ops.shape(candidate_ids), "float32")
-        ids = ops.convert_to_tensor(candidate_ids)
-        if training:
-            # Before a replica may refuse its own ids, and the others wait.
-            given = replicas.require_alike({"candidate_ids": ids})
-            ids = given["candidate_ids"]
-        arguments.ids("candidate_ids", ids, None, None)
+        if keras_internals.in_symbolic_call():
+            if not backend.symbolic_call_sees_means():
+                arguments.ids("candidate_ids", candidate_ids, None, "candidate")
+
+    def _estimate(self, ids: Tensor, training: bool | None) -> Tensor:
+        """Returns the probabilities of checked ids, learning from them."""
         places = hashing.buckets(ids, self.num_buckets, self.num_hashes)
         if self.num_hashes > 1:
             first = ops.arange(self.num_hashes, dtype="int32")
@@ -164,7 +185,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
         interval = ops.max(interval, axis=0)
         return 1.0 / ops.maximum(interval, 1.0)
 
-    def _learn(self, places, rows):
+    def _learn(self, places: Tensor, rows: Size) -> None:
         """Updates the buckets at `places`, (num_hashes * B,) with repeats."""
         self._clock.assign_add(ops.cast(rows, self._clock.dtype))
         counts = ops.segment_sum(
@@ -197,23 +218,24 @@ class StreamingSamplingProbability(keras.layers.Layer):
         ):
             variable.assign(ops.scatter_update(variable.value, where, values))
 
-    def compute_output_spec(self, candidate_ids, training=None):
+    def compute_output_spec(
+        self, candidate_ids: Tensor, training: bool | None = None
+    ) -> keras.KerasTensor:
         """Returns the symbolic output."""
-        arguments.ids("candidate_ids", candidate_ids, None, None)
+        arguments.ids("candidate_ids", candidate_ids, None, "candidate")
         return keras.KerasTensor((candidate_ids.shape[0],), dtype="float32")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        config = super().get_config()
-        config.update(
-            num_buckets=self.num_buckets,
-            learning_rate=self.learning_rate,
-            num_hashes=self.num_hashes,
-        )
-        return config
+        return {
+            **super().get_config(),
+            "num_buckets": self.num_buckets,
+            "learning_rate": self.learning_rate,
+            "num_hashes": self.num_hashes,
+        }
 
 
-def _rows(times):
+def _rows(times: Tensor) -> Tensor:
     """Returns the clock, or differences of it, as float32 numbers of rows.
 
     On JAX, without 64-bit integers, the clock wraps after 2^31 rows and is
