@@ -2,10 +2,9 @@
 
 import keras
 import numpy as np
-import oracle
 
 from inbatch_neg import ops
-from inbatch_neg.backends import backend
+from tests import oracle
 
 BACKEND = keras.backend.backend()
 
@@ -179,24 +178,14 @@ def check_loss(batch, upstream=None, compiled=True, tolerance=2e-5):
         assert_close(gradients[name], d_expected[name], tolerance, name)
 
 
-def set_tuning(monkeypatch, **changes):
-    """Changes some of the backend's sizes that decide about speed alone."""
-    tuning = backend.tuning
-
-    def changed(tensor):
-        return tuning(tensor)._replace(**changes)
-
-    monkeypatch.setattr(backend, "tuning", changed)
-
-
-def small_chunks(monkeypatch, rows=4):
-    """Takes few rows at a time, so that there are many chunks."""
-    set_tuning(monkeypatch, min_chunk_rows=1, max_chunk_rows=rows)
-
-
-def only_on(*backends):
-    """A test of what the contract has on these backends alone.
-
-    Elsewhere it does not exist, so that no test is ever skipped.
-    """
-    return lambda test: test if BACKEND in backends else None
+def losses_and_gradients(
+    layer, batch, upstream=None, by=("query", "candidate")
+):
+    """Returns the losses of a layer in training, and its gradients."""
+    rest = {name: value for name, value in batch.items() if name not in by}
+    return value_and_gradients(
+        lambda **tensors: layer(**tensors, **rest, training=True),
+        {name: batch[name] for name in by},
+        upstream,
+        compiled=True,
+    )

@@ -8,11 +8,10 @@ import keras
 import numpy as np
 
 import inbatch_neg
-from inbatch_neg.backends import backend
+from tests import internals
 
-# The batches are small, and it is the walk that is to be tested.
-tuning = backend.tuning
-backend.tuning = lambda x: tuning(x)._replace(max_dense_scores=0)
+# The batches are small, and large ones are to be tested.
+internals.compute_in_chunks_from_now_on()
 
 STEPS = 3
 GLOBAL_ROWS = 16

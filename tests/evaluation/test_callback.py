@@ -1,11 +1,12 @@
 """The evaluation against its oracle, in `fit`, and what it refuses."""
 
-import evaluation_oracle as oracle
 import keras
 import numpy as np
 import pytest
 
 import inbatch_neg
+from tests import models
+from tests.evaluation import oracle
 
 RetrievalEvaluation = inbatch_neg.RetrievalEvaluation
 
@@ -232,39 +233,24 @@ def test_top_k():
 
 
 def towers(dtype="float32"):
+    """Returns a model that is to be trained, and its two towers."""
     keras.utils.set_random_seed(0)
-    user, item = (
-        keras.Sequential(
-            [
-                keras.layers.Embedding(rows, 8, dtype=dtype),
-                keras.layers.UnitNormalization(dtype=dtype),
-            ]
-        )
-        for rows in (60, 50)
-    )
-    user_id = keras.Input((), dtype="int32", name="user")
-    item_id = keras.Input((), dtype="int32", name="item")
+    unit = keras.layers.UnitNormalization(dtype=dtype)
     softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=0.2)
-    model = keras.Model(
-        {"user": user_id, "item": item_id},
-        softmax(user(user_id), item(item_id)),
-    )
+    model = models.two_towers(softmax, between=unit, mask=False, dtype=dtype)
     model.compile("adam", loss=inbatch_neg.InBatchNegativeLoss())
+    user, item = (
+        keras.Model(model.input[name], unit(model.get_layer(f"{name}s").output))
+        for name in ("user", "item")
+    )
     return model, user, item
 
 
 def fit(evaluation, model, callbacks=(), epochs=2):
-    rng = np.random.default_rng(0)
-    pairs = {
-        "user": rng.integers(0, 60, 256).astype("int32"),
-        "item": rng.integers(0, 50, 256).astype("int32"),
-    }
-    return model.fit(
-        inbatch_neg.full_batches(pairs, 64),
-        epochs=epochs,
-        verbose=0,
-        callbacks=[evaluation, *callbacks],
-    ).history
+    callbacks = [evaluation, *callbacks]
+    return models.fit(
+        model, models.full(256, 64), epochs=epochs, callbacks=callbacks
+    )
 
 
 def test_callback_feeds_the_others(tmp_path):

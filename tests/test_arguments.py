@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from inbatch_neg import InBatchNegativeLoss, InBatchNegativeSoftmax, ops
+from inbatch_neg import InBatchNegativeSoftmax, ops
 
 V = np.ones((4, 3), "float32")
 WIDE = np.ones((4, 5), "float32")
@@ -200,14 +200,3 @@ def test_rotation_logits(given, error, words):
     arguments = {"query": V, "candidate": V, "shifts": [1], **given}
     with pytest.raises(error, match=words):
         ops.rotation_logits(**arguments)
-
-
-@pytest.mark.parametrize("shape", [(), (4, 1), (4, 3, 2)])
-def test_loss_of_a_wrong_shape(shape):
-    with pytest.raises(ValueError, match=r"`y_pred`.*Received"):
-        InBatchNegativeLoss()(None, np.ones(shape, "float32"))
-
-
-def test_loss_of_another_reduction():
-    with pytest.raises(ValueError, match="reduction"):
-        InBatchNegativeLoss(reduction="median")

@@ -1,14 +1,19 @@
 """Negatives by rotation: the logits, the shifts, and training with them."""
 
-import helpers
 import keras
 import numpy as np
-import oracle
 import pytest
-from helpers import assert_close, batch_of, to_numpy, value_and_gradients
 
 import inbatch_neg
 from inbatch_neg import ops
+from tests import models, oracle
+from tests.helpers import (
+    BACKEND,
+    assert_close,
+    batch_of,
+    to_numpy,
+    value_and_gradients,
+)
 
 # What the article that the rotation comes from prints for its two tensors.
 ARTICLE = np.array([[2, 3], [5, 6], [7, 1], [3, 4]], "float32")
@@ -60,7 +65,7 @@ def test_float64():
         n: batch_of(5)[n].astype("float64") for n in ("query", "candidate")
     }
     logits = to_numpy(ops.rotation_logits(**batch, shifts=[2]))
-    exact = helpers.BACKEND != "jax"
+    exact = BACKEND != "jax"
     assert logits.dtype == ("float64" if exact else "float32")
     expected, _ = oracle.rotation_logits(**batch, shifts=[2])
     assert_close(logits, expected, 1e-13 if exact else 1e-6)
@@ -222,35 +227,15 @@ def test_gradients_of_the_layer(count, return_logits):
         assert_close(gradients[name], d_expected[name], name=name)
 
 
-def towers(layer, vectors=8):
-    user = keras.Input((), dtype="int32", name="user")
-    item = keras.Input((), dtype="int32", name="item")
-    out = layer(
-        keras.layers.Embedding(40, vectors, name="u")(user),
-        keras.layers.Embedding(40, vectors, name="i")(item),
-        candidate_ids=item,
-    )
-    return keras.Model([user, item], out)
-
-
-def interactions(rows=64, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        name: rng.integers(0, 40, rows).astype("int32")
-        for name in ("user", "item")
-    }
-
-
 def trained(layer, loss, labels=None, epochs=2):
     keras.utils.set_random_seed(5)
-    model = towers(layer)
+    model = models.two_towers(layer)
     model.compile(keras.optimizers.Adam(0.05), loss=loss)
-    data = interactions()
+    data = models.interactions(64)
     data = (data,) if labels is None else (data, labels)
-    history = model.fit(
-        inbatch_neg.full_batches(data, 16), epochs=epochs, verbose=0
-    )
-    return helpers.weights_of(model), history.history["loss"]
+    data = inbatch_neg.full_batches(data, 16)
+    losses = models.fit(model, data, epochs=epochs)["loss"]
+    return model.get_weights(), losses
 
 
 @pytest.mark.parametrize("count", [None, 3])
@@ -296,13 +281,12 @@ class Recorder(keras.layers.Layer):
         return logits
 
 
-@pytest.mark.parametrize("seed", [11])
-def test_fresh_shifts_at_every_compiled_step(seed):
+def test_fresh_shifts_at_every_compiled_step():
     def shifts():
         query = keras.Input((2,))
         candidate = keras.Input((2,))
         layer = inbatch_neg.InBatchNegativeSoftmax(
-            1, return_logits=True, seed=seed
+            1, return_logits=True, seed=11
         )
         recorder = Recorder()
         dense = keras.layers.Dense(2, kernel_initializer="identity")
@@ -313,7 +297,7 @@ def test_fresh_shifts_at_every_compiled_step(seed):
         )
         vectors = numbered(16)
         data = tuple(np.tile(v, (6, 1)) for v in vectors)
-        model.fit(inbatch_neg.full_batches((data,), 16), epochs=2, verbose=0)
+        models.fit(model, inbatch_neg.full_batches((data,), 16), epochs=2)
         return to_numpy(recorder.seen)
 
     first = shifts()

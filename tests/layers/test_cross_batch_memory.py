@@ -6,14 +6,14 @@ import pytest
 
 import inbatch_neg
 from inbatch_neg import CrossBatchMemory, InBatchNegativeSoftmax
-from inbatch_neg.backends import backend
-from tests.helpers import only_on
-
-BACKEND = keras.backend.backend()
-
-
-def to_numpy(tensor):
-    return np.asarray(keras.ops.convert_to_numpy(tensor))
+from tests import internals, models, oracle
+from tests.helpers import (
+    BACKEND,
+    assert_all_equal,
+    assert_close,
+    to_numpy,
+    value_and_gradients,
+)
 
 
 def weights(layer):
@@ -35,22 +35,6 @@ def batches(*sizes, dimensions=3, seed=0):
             ).astype("float32"),
         }
         start += rows
-
-
-def softmax_loss(query, candidate, temperature, ids, mask, log_q=None):
-    """The definition, in float64 loops."""
-    losses = []
-    for i, q in enumerate(np.asarray(query, "float64")):
-        scores = []
-        for j, c in enumerate(np.asarray(candidate, "float64")):
-            taken = j == i or (mask[j] and (ids is None or ids[j] != ids[i]))
-            if taken:
-                bias = 0.0 if log_q is None else log_q[j]
-                scores.append((q @ c) / temperature - bias)
-            if j == i:
-                own = scores[-1]
-        losses.append(np.log(np.sum(np.exp(scores))) - own)
-    return np.array(losses)
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3, 3), (3, 5, 4, 7, 2)])
@@ -105,16 +89,7 @@ def test_losses_equal_the_definition(with_ids, with_probability):
         every = dict(batch)
         if stored is not None:
             every = {k: np.concatenate([batch[k], stored[k]]) for k in batch}
-        expected = softmax_loss(
-            query,
-            every["candidate"],
-            0.5,
-            every.get("candidate_ids"),
-            np.ones(len(every["candidate"]), bool),
-            np.log(every["candidate_sampling_probability"])
-            if with_probability
-            else None,
-        )
+        expected, _ = oracle.softmax_loss(query, **every, temperature=0.5)
         np.testing.assert_allclose(loss, expected, rtol=2e-5)
         stored = {k: v[:8] for k, v in every.items()}
         stored.setdefault("candidate_ids", [])
@@ -131,13 +106,8 @@ def test_the_same_batch_again_meets_no_stale_copy_of_its_own():
         for _ in range(2):
             result = memory(**given, training=True)
         loss = to_numpy(InBatchNegativeSoftmax()(query, **result))
-        expected = softmax_loss(
-            query,
-            np.tile(batch["candidate"], (2, 1)),
-            1.0,
-            np.array([1, 2, 1, 2]) if ids else None,
-            np.ones(4, bool),
-            np.log(np.tile(batch["candidate_sampling_probability"], 2)),
+        expected, _ = oracle.softmax_loss(
+            query, **{k: np.concatenate([v, v]) for k, v in given.items()}
         )
         np.testing.assert_allclose(loss, expected, rtol=2e-5)
 
@@ -163,30 +133,8 @@ def test_inference_uses_and_does_not_store():
         assert to_numpy(result["candidate_ids"])[:4].tolist() == [3, 4, 1, 2]
         assert to_numpy(result["candidate_mask"])[:4].all()
         memory(**third, training=training)  # of another size
-    for one, other in zip(before, weights(memory)):
-        np.testing.assert_array_equal(one, other)
+    assert_all_equal(before, weights(memory))
     assert memory.trainable_weights == []
-
-
-def gradient(function, array):
-    """Returns the gradient of the sum of `function(tensor)`."""
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        tensor = tf.constant(array)
-        with tf.GradientTape() as tape:
-            tape.watch(tensor)
-            value = tf.reduce_sum(function(tensor))
-        return tape.gradient(value, tensor).numpy()
-    if BACKEND == "jax":
-        import jax
-
-        return np.asarray(jax.grad(lambda t: function(t).sum())(array))
-    import torch
-
-    tensor = torch.tensor(array, requires_grad=True)
-    function(tensor).sum().backward()
-    return tensor.grad.numpy()
 
 
 def test_gradients_reach_the_batch_and_not_the_memory():
@@ -194,21 +142,6 @@ def test_gradients_reach_the_batch_and_not_the_memory():
     query = np.random.default_rng(1).normal(size=(4, 3)).astype("float32")
     ids = second["candidate_ids"]
 
-    def expected_loss(candidate):
-        every = np.concatenate([candidate, first["candidate"]])
-        return softmax_loss(
-            query, every, 1.0, np.arange(8), np.ones(8, bool)
-        ).sum()
-
-    expected = np.zeros((4, 3))
-    for place in np.ndindex(4, 3):
-        step = np.zeros((4, 3))
-        step[place] = 1e-5
-        up, down = (
-            expected_loss(second["candidate"].astype("float64") + sign * step)
-            for sign in (1, -1)
-        )
-        expected[place] = (up - down) / 2e-5
     memory = CrossBatchMemory(4)
     memory(
         first["candidate"],
@@ -221,9 +154,12 @@ def test_gradients_reach_the_batch_and_not_the_memory():
             query, **memory(candidate, candidate_ids=ids), training=True
         )
 
-    np.testing.assert_allclose(
-        gradient(loss, second["candidate"]), expected, rtol=1e-3, atol=1e-5
-    )
+    vectors = {"candidate": second["candidate"]}
+    value, gradients = value_and_gradients(loss, vectors)
+    every = np.concatenate([second["candidate"], first["candidate"]])
+    expected, d_expected = oracle.softmax_loss(query, every)
+    assert_close(value, expected)
+    assert_close(gradients["candidate"], d_expected["candidate"][:4])
 
     def stored_alone(candidate):
         return memory(candidate, candidate_ids=ids)["candidate"][4:]
@@ -241,7 +177,8 @@ def test_gradients_reach_the_batch_and_not_the_memory():
     elif BACKEND == "torch":
         assert not stored_alone(keras.ops.ones((4, 3))).requires_grad
     else:
-        assert not gradient(stored_alone, second["candidate"]).any()
+        _, gradients = value_and_gradients(stored_alone, vectors)
+        assert not gradients["candidate"].any()
 
 
 def test_a_row_of_weight_0_is_still_a_negative():
@@ -264,33 +201,19 @@ def test_a_row_of_weight_0_is_still_a_negative():
     )
 
 
-def two_towers(memory, rows=None, with_probability=False):
-    user = keras.Input((), batch_size=rows, dtype="int32", name="user")
-    item = keras.Input((), batch_size=rows, dtype="int32", name="item")
-    query, candidate = (
-        keras.layers.Embedding(40, 4)(ids) for ids in (user, item)
-    )
-    estimate = inbatch_neg.StreamingSamplingProbability(1009)
-    losses = InBatchNegativeSoftmax(batch_size="any")(
-        query,
-        **memory(
-            candidate,
-            candidate_ids=item,
-            candidate_sampling_probability=(
-                estimate(item) if with_probability else None
-            ),
-        ),
-    )
-    return keras.Model({"user": user, "item": item}, losses)
+def two_towers(memory, **arguments):
+    softmax = InBatchNegativeSoftmax(batch_size="any")
+    return models.two_towers(softmax, memory=memory, **arguments)
 
 
 def test_stores_in_fit_not_in_evaluate_and_is_saved(tmp_path):
     memory = CrossBatchMemory(24, warmup_steps=1, name="memory")
-    model = two_towers(memory, with_probability=True)
+    estimate = inbatch_neg.StreamingSamplingProbability(1009)
+    model = two_towers(memory, estimate=estimate)
     model.compile("sgd", loss=inbatch_neg.InBatchNegativeLoss())
-    rows = {"user": np.arange(32) % 40, "item": np.arange(32) + 5}
+    rows = {"user": np.arange(32), "item": np.arange(32) + 5}
     data = inbatch_neg.full_batches(rows, 16)
-    model.fit(data, epochs=2, verbose=0)
+    models.fit(model, data, epochs=2)
     stored = {w.name: to_numpy(w) for w in memory.weights}
     assert stored["filled"] == 24 and stored["steps"] == 1
     assert stored["candidate_ids"].tolist() == [*range(21, 37), *range(5, 13)]
@@ -298,26 +221,21 @@ def test_stores_in_fit_not_in_evaluate_and_is_saved(tmp_path):
     before = weights(memory)
     loss = model.evaluate(data, verbose=0)
     model.predict(inbatch_neg.full_batches(rows, 8), verbose=0)
-    for one, other in zip(before, weights(memory)):
-        np.testing.assert_array_equal(one, other)
+    assert_all_equal(before, weights(memory))
     model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(
-        tmp_path / "model.keras",
-        custom_objects={"InBatchNegativeLoss": inbatch_neg.InBatchNegativeLoss},
-    )
+    again = keras.models.load_model(tmp_path / "model.keras")
     assert again.get_layer("memory").get_config() == memory.get_config()
-    for one, other in zip(before, weights(again.get_layer("memory"))):
-        np.testing.assert_array_equal(one, other)
+    assert_all_equal(before, weights(again.get_layer("memory")))
     assert again.evaluate(data, verbose=0) == pytest.approx(loss, rel=1e-5)
 
 
 def test_another_batch_size_in_training():
     memory = CrossBatchMemory(24)
     model = two_towers(memory)
-    rows = {"user": np.arange(32) % 40, "item": np.arange(32) + 5}
+    rows = {"user": np.arange(32), "item": np.arange(32) + 5}
     for batch_size in (16, 8):
         model.compile("sgd", loss=inbatch_neg.InBatchNegativeLoss())
-        model.fit(inbatch_neg.full_batches(rows, batch_size), verbose=0)
+        models.fit(model, inbatch_neg.full_batches(rows, batch_size))
     ids = {w.name: to_numpy(w) for w in memory.weights}["candidate_ids"]
     assert ids.tolist() == [
         *range(29, 37),
@@ -328,29 +246,10 @@ def test_another_batch_size_in_training():
 
 def test_in_a_subclassed_model():
     """Keras builds it with made-up sizes, larger than this memory."""
-
-    class TwoTowers(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.user = keras.layers.Embedding(40, 4)
-            self.item = keras.layers.Embedding(40, 4)
-            self.memory = CrossBatchMemory(16)
-            self.softmax = InBatchNegativeSoftmax()
-
-        def call(self, batch, training=None):
-            memory = self.memory(
-                self.item(batch["item"]),
-                candidate_ids=batch["item"],
-                training=training,  # which Keras does not pass on on JAX
-            )
-            return self.softmax(
-                self.user(batch["user"]), **memory, training=training
-            )
-
-    model = TwoTowers()
+    model = models.Subclassed(InBatchNegativeSoftmax(), CrossBatchMemory(16))
     model.compile("sgd", loss=inbatch_neg.InBatchNegativeLoss())
-    rows = {"user": np.arange(32) % 40, "item": np.arange(32) + 5}
-    model.fit(inbatch_neg.full_batches(rows, 16), verbose=0)
+    rows = {"user": np.arange(32), "item": np.arange(32) + 5}
+    models.fit(model, inbatch_neg.full_batches(rows, 16))
     stored = {w.name: to_numpy(w) for w in model.memory.weights}
     assert stored["filled"] == 16
     assert stored["candidate_ids"].tolist() == list(range(21, 37))
@@ -372,17 +271,12 @@ def test_symbolic_shapes():
 
 def test_half_precision_towers():
     keras.config.set_dtype_policy("mixed_float16")
-    try:
-        memory = CrossBatchMemory(4)
-        batch = next(batches(2))
-        batch["candidate_sampling_probability"] = np.array(
-            [1e-6, 1e-8], "float32"
-        )
-        half = {**batch, "candidate": batch["candidate"].astype("float16")}
-        for _ in range(2):
-            result = memory(**half, training=True)
-    finally:
-        keras.config.set_dtype_policy("float32")
+    memory = CrossBatchMemory(4)
+    batch = next(batches(2))
+    batch["candidate_sampling_probability"] = np.array([1e-6, 1e-8], "float32")
+    half = {**batch, "candidate": batch["candidate"].astype("float16")}
+    for _ in range(2):
+        result = memory(**half, training=True)
     for name in ("candidate", "candidate_sampling_probability"):
         dtype = keras.backend.standardize_dtype(result[name].dtype)
         assert dtype == "float32"
@@ -391,7 +285,7 @@ def test_half_precision_towers():
         )
 
 
-@only_on("tensorflow")
+@pytest.mark.backends("tensorflow")
 def test_unknown_number_of_rows_and_xla():
     import tensorflow as tf
 
@@ -425,7 +319,7 @@ def test_unknown_number_of_rows_and_xla():
         unknown(np.zeros((7, 3), "float32"), np.arange(7, dtype="int32"))
 
 
-@only_on("tensorflow")
+@pytest.mark.backends("tensorflow")
 def test_string_ids():
     memory = CrossBatchMemory(3)
     query = candidate = np.eye(3, dtype="float32")
@@ -435,13 +329,9 @@ def test_string_ids():
         )
     np.testing.assert_allclose(
         to_numpy(InBatchNegativeSoftmax()(query, **result)),
-        softmax_loss(
-            query,
-            np.tile(candidate, (2, 1)),
-            1.0,
-            [0, 1, 2, 0, 1, 2],
-            [True] * 6,
-        ),
+        oracle.softmax_loss(
+            query, np.tile(candidate, (2, 1)), [0, 1, 2, 0, 1, 2]
+        )[0],
         rtol=1e-5,
     )
 
@@ -531,7 +421,7 @@ def test_given_in_one_call_and_not_in_another():
 
 def test_capacity_and_replicas(monkeypatch):
     # The other replicas themselves are in tests/replicas.
-    monkeypatch.setattr(backend, "replica_count", lambda: 2)
+    internals.pretend_replicas(monkeypatch, 2)
     with pytest.raises(ValueError, match="multiple of the number of replicas"):
         CrossBatchMemory(7)(ROWS)
     with pytest.raises(ValueError, match="global one"):

@@ -3,12 +3,14 @@
 import pathlib
 import re
 
-import keras
+import pytest
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs" / "serving.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
 
 
-def runs_the_code_of_the_page(tmp_path, monkeypatch):
+# The oldest Keras has no keras-rs that fits it.
+@pytest.mark.keras_at_least("3.6")
+def test_code_of_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = PAGE.read_text(encoding="utf-8")
     names = {"__name__": "serving"}
@@ -20,8 +22,3 @@ def runs_the_code_of_the_page(tmp_path, monkeypatch):
         code = compile("\n" * line + block.group(1), str(PAGE), "exec")
         exec(code, names)
     assert {"served", "graph", "retrieve"} <= names.keys()
-
-
-# The oldest Keras has no keras-rs that fits it.
-if not keras.__version__.startswith("3.5."):
-    test_code_of_the_page = runs_the_code_of_the_page

@@ -10,7 +10,7 @@ import pytest
 
 import inbatch_neg
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(inbatch_neg.__path__, "inbatch_neg.")

@@ -1,8 +1,8 @@
 """Recall on MovieLens-100K: the recipe, and what people would pick instead.
 
     pip install "inbatch_neg[benchmark]"
-    python -m tests.quality                     # all, five seeds, a table
-    python -m tests.quality --only recipe ease  # some
+    python -m tests.benchmarks.quality  # all, five seeds, a table
+    python -m tests.benchmarks.quality --only recipe ease
 
 Every rating is a positive. A user's last item is for test, the last but one
 for validation; the rest trains. An item is ranked against all that the user
@@ -29,7 +29,7 @@ FIGURES = ("recall@10", "ndcg@10")
 
 def load_split():
     """Returns the split of the example, from its own code."""
-    folder = pathlib.Path(__file__).parent.parent / "docs" / "examples"
+    folder = pathlib.Path(__file__).parents[2] / "docs" / "examples"
     path = folder / "movielens_data.py"
     spec = importlib.util.spec_from_file_location("movielens_data", path)
     module = importlib.util.module_from_spec(spec)
@@ -346,7 +346,13 @@ def in_own_process(name, seeds):
     environment["OPENBLAS_NUM_THREADS"] = "1"
     if name == "tfrs":
         environment["TF_USE_LEGACY_KERAS"] = "1"
-    command = [sys.executable, "-m", "tests.quality", "--worker", name]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.quality",
+        "--worker",
+        name,
+    ]
     done = subprocess.run(
         [*command, "--seeds", str(seeds)],
         env=environment,

@@ -1,70 +1,18 @@
-"""The matrix products that differ by engine, against NumPy."""
+"""PyTorch: oneDNN's products, autocast, `torch.compile`, `torch.jit`."""
 
-import contextlib
 import math
 import types
 
-import helpers
-import numpy as np
 import pytest
-from helpers import BACKEND, only_on, to_numpy
 from keras import ops
 
 import inbatch_neg
 from inbatch_neg.backends import backend
 from inbatch_neg.softmax import chunks, scoring
 
-# Dimensions, rows, candidates.
-SIZES = [(3, 4, 5), (16, 70, 1000), (1, 300, 300)]
+pytestmark = pytest.mark.backends("torch")
 
 
-@contextlib.contextmanager
-def no_gradients():
-    """As inside of a custom gradient."""
-    if BACKEND == "torch":
-        import torch
-
-        with torch.no_grad():
-            yield
-    else:
-        yield
-
-
-def matrices(size, dtype):
-    dimensions, rows, candidates = size
-    random = np.random.default_rng(0)
-    shapes = [(rows, dimensions), (candidates, dimensions), (rows, candidates)]
-    return [random.normal(size=shape).astype(dtype) for shape in shapes]
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_products(size, dtype):
-    query, candidate, share = matrices(size, dtype)
-    with no_gradients():
-        q, c, p = map(ops.convert_to_tensor, (query, candidate, share))
-        total = ops.transpose(ops.ones_like(c))
-        found = {
-            "scores": (
-                backend.matmul(q, ops.transpose(c)),
-                query @ candidate.T,
-            ),
-            "product": (backend.matmul(p, c), share @ candidate),
-            "constant": (backend.matmul_no_grad(p, c), share @ candidate),
-            "add_product": (
-                backend.addmm(total, ops.transpose(q), p),
-                1 + query.T @ share,
-            ),
-        }
-    exact = dtype == "float64" and BACKEND != "jax"
-    for name, (actual, expected) in found.items():
-        actual = to_numpy(actual)
-        assert actual.dtype == ("float64" if exact else "float32"), name
-        error = np.abs(actual - expected).max() / np.abs(expected).max()
-        assert error < (1e-13 if exact else 1e-5), name
-
-
-@only_on("torch")
 def test_float32_products_are_those_of_onednn():
     import torch
     from torch.profiler import ProfilerActivity, profile
@@ -85,7 +33,6 @@ def test_float32_products_are_those_of_onednn():
     assert not used(torch.ones(200, 200))
 
 
-@only_on("torch")
 def test_without_onednn_the_public_product_serves(monkeypatch):
     import torch
 
@@ -104,7 +51,6 @@ def test_without_onednn_the_public_product_serves(monkeypatch):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@only_on("torch")
 def test_scores_have_gradients_where_autograd_records():
     import torch
 
@@ -113,7 +59,6 @@ def test_scores_have_gradients_where_autograd_records():
     assert (query.grad == 300).all()
 
 
-@only_on("torch")
 @pytest.mark.parametrize("rows", [100, 600])
 def test_autocast_rounds_nothing(rows):
     import torch
@@ -128,7 +73,6 @@ def test_autocast_rounds_nothing(rows):
     loss.mean().backward()
 
 
-@only_on("torch")
 def test_compiled_by_dynamo():
     import torch
 
@@ -141,14 +85,12 @@ def test_compiled_by_dynamo():
     assert vectors.grad.isfinite().all()
 
 
-@only_on("torch")
 def test_chunks_stay_below_the_blocks_that_glibc_gives_back():
     query, candidate = ops.zeros((1000, 1)), ops.zeros((2**17, 1))
     chunk = chunks.Chunks(query, candidate, scoring.Scoring())
     assert chunk.size * len(candidate) * 4 == 2**24
 
 
-@only_on("torch")
 def test_matrices_that_onednn_refuses():
     import torch
 
@@ -164,7 +106,6 @@ def test_matrices_that_onednn_refuses():
     torch.testing.assert_close(losses, torch.full((600,), math.log(600)))
 
 
-@only_on("torch")
 def test_traced_by_torch_jit():
     import torch
 
@@ -176,11 +117,9 @@ def test_traced_by_torch_jit():
         torch.testing.assert_close(traced(query, candidate), expected)
 
 
-@only_on("torch")
-def test_forward_derivative_of_a_small_batch(monkeypatch):
+def test_forward_derivative_of_a_small_batch():
     import torch
 
-    helpers.set_tuning(monkeypatch, max_dense_scores=2**16)
     query, candidate, change = torch.randn(3, 40, 8).unbind()
 
     def losses(query):
