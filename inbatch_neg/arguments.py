@@ -6,6 +6,7 @@ while tracing and on values alike, and cost nothing in a compiled step.
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +15,7 @@ import keras
 import numpy as np
 
 if TYPE_CHECKING:
-    from inbatch_neg.backends import Tensor
+    from inbatch_neg.backends import Backend, Tensor
     from inbatch_neg.softmax.batch import Batch
 
 Choice = TypeVar("Choice")
@@ -59,7 +60,10 @@ def positive_number(name: str, value: Any) -> float:
     """Returns `value` as a float that is finite and above zero."""
     rule = f"`{name}` must be a finite number above 0."
     received = f" Received: {name}={value!r}"
-    if isinstance(value, (bool, str)):
+    if isinstance(value, bool) or not (
+        isinstance(value, (numbers.Real, np.generic))
+        or (isinstance(value, np.ndarray) and value.ndim == 0)
+    ):
         raise TypeError(rule + received)
     try:
         number = float(value)
@@ -155,33 +159,86 @@ def vectors(query: Tensor, candidate: Tensor) -> None:
         )
 
 
-def ids(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
-    """Refuses ids that are not one integer (or string) per row of `of`."""
+def ids(
+    name: str,
+    tensor: Tensor,
+    rows: int | None,
+    of: str,
+    backend: Backend,
+) -> None:
+    """Refuses ids that are not one integer (or string) per row of `of`.
+
+    Args:
+        name: Of the argument.
+        tensor: The ids, or None.
+        rows: How many there must be, None if unknown.
+        of: The argument that has these rows.
+        backend: Says which dtypes ids may have.
+    """
     if tensor is None:
         return
     _rank(name, tensor, 1, "(rows,)")
     dtype = keras.backend.standardize_dtype(tensor.dtype)
-    if not dtype.startswith(("int", "uint", "string")):
-        raise TypeError(
-            f"`{name}` must hold integers (or strings on TensorFlow), since "
-            "floats merge large ids. Cast them where they are read, before "
-            f"any float conversion. Received: dtype={dtype}"
-        )
+    if dtype not in backend.id_dtypes:
+        rule = f"`{name}` must hold integers"
+        if "string" in backend.id_dtypes:
+            rule += " or strings"
+        raise TypeError(f"{rule}{_id_remedy(dtype)} Received: dtype={dtype}")
     _length(name, tensor, rows, of)
 
 
-def probability(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
-    """Refuses probabilities that are not one float per row of `of`."""
+def _id_remedy(dtype: str) -> str:
+    if dtype == "string":
+        return (
+            " on this backend. Fix: map the strings to integers in the input "
+            "pipeline, with `keras.layers.StringLookup` or "
+            "`keras.layers.Hashing`."
+        )
+    if dtype.startswith("uint"):
+        return (
+            " that this backend can sort. Fix: cast them to int64 where they "
+            "are read, or number them from 0."
+        )
+    return (
+        ", since floats merge large ids. Fix: cast them where they are read, "
+        "before any float conversion."
+    )
+
+
+def probability(
+    name: str, tensor: Tensor, rows: int | None, of: str, backend: Backend
+) -> None:
+    """Refuses probabilities that are not one float per row of `of`.
+
+    Negative ones and NaN are refused where the values can be read.
+    """
     if tensor is None:
         return
     _rank(name, tensor, 1, "(rows,)")
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     if not dtype.startswith(("float", "bfloat")):
         raise TypeError(
-            f"`{name}` must hold floats in (0, 1], the probability itself "
-            f"and not its logarithm or a count. Received: dtype={dtype}"
+            f"`{name}` must hold floats, probabilities or counts and no "
+            f'logarithms. Fix: `keras.ops.cast({name}, "float32")`. '
+            f"Received: dtype={dtype}"
         )
     _length(name, tensor, rows, of)
+    if backend.are_readable(tensor):
+        _probability_values(name, tensor)
+
+
+def _probability_values(name: str, values: Tensor) -> None:
+    """Refuses values that are below 0 or NaN."""
+    wrong = ~(keras.ops.convert_to_numpy(values) >= 0)
+    if wrong.any():
+        example = float(values[int(wrong.argmax())])
+        raise ValueError(
+            f"`{name}` must hold numbers of 0 or more: probabilities or "
+            "counts themselves, not their logarithms. Fix: "
+            f"`keras.ops.exp({name})` if these are logarithms. Received: "
+            f"{wrong.sum()} of {len(wrong)} values below 0 or NaN, for example "
+            f"{example:.6g}"
+        )
 
 
 def mask(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
@@ -209,23 +266,32 @@ def weight(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     _length(name, tensor, rows, of)
 
 
-def check_batch(batch: Batch) -> None:
-    """Refuses any tensor of a batch that does not fit the others."""
+def check_batch(batch: Batch, backend: Backend) -> None:
+    """Refuses any tensor of a batch that does not fit the others.
+
+    Args:
+        batch: Symbolic tensors or values.
+        backend: Says which dtypes ids may have, and which values it can
+            read at little cost.
+    """
     vectors(batch.query, batch.candidate)
     rows, candidates = batch.query.shape[0], batch.candidate.shape[0]
-    check_candidate_fields(batch, candidates)
-    ids("query_ids", batch.query_ids, rows, "query")
+    check_candidate_fields(batch, candidates, backend)
+    ids("query_ids", batch.query_ids, rows, "query", backend)
     weight("sample_weight", batch.sample_weight, rows, "query")
 
 
-def check_candidate_fields(batch: Batch, candidates: int | None) -> None:
+def check_candidate_fields(
+    batch: Batch, candidates: int | None, backend: Backend
+) -> None:
     """Refuses what belongs to candidates and has not one entry for each."""
-    ids("candidate_ids", batch.candidate_ids, candidates, "candidate")
+    ids("candidate_ids", batch.candidate_ids, candidates, "candidate", backend)
     probability(
         "candidate_sampling_probability",
         batch.candidate_sampling_probability,
         candidates,
         "candidate",
+        backend,
     )
     mask("candidate_mask", batch.candidate_mask, candidates, "candidate")
 
@@ -238,7 +304,14 @@ def _rank(name: str, tensor: Tensor, rank: int, form: str) -> None:
     if len(tensor.shape) != rank:
         hint = ""
         if rank == 1 and len(tensor.shape) == 2 and tensor.shape[1] == 1:
-            hint = f" Fix: keras.ops.squeeze({name}, -1)."
+            hint = f" Fix: `keras.ops.squeeze({name}, -1)`."
+        elif rank == 2 and len(tensor.shape) == 3 and tensor.shape[1] == 1:
+            hint = f" Fix: `keras.ops.squeeze({name}, 1)` after the tower."
+        elif rank == 2 and len(tensor.shape) > 2:
+            hint = (
+                " Fix: end the tower with `keras.layers.Flatten()`, or pool "
+                "its steps, with `keras.layers.GlobalAveragePooling1D()`."
+            )
         raise ValueError(
             f"`{name}` must have shape {form}.{hint} Received: "
             f"{name}.shape={_shape(tensor)}"

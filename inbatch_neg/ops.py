@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from keras import ops
 
 from inbatch_neg import arguments
-from inbatch_neg.backends import Tensor
+from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.softmax import exact
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.rotation import rotated_scores
@@ -83,7 +83,7 @@ def in_batch_softmax_loss(
             sample_weight=sample_weight,
         )
     )
-    arguments.check_batch(batch)
+    arguments.check_batch(batch, backend)
     temperature = arguments.temperature(temperature)
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)

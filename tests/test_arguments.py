@@ -4,7 +4,12 @@ import keras
 import numpy as np
 import pytest
 
-from inbatch_neg import InBatchNegativeSoftmax, ops
+from inbatch_neg import (
+    CrossBatchMemory,
+    InBatchNegativeSoftmax,
+    StreamingSamplingProbability,
+    ops,
+)
 
 V = np.ones((4, 3), "float32")
 WIDE = np.ones((4, 5), "float32")
@@ -21,6 +26,12 @@ BATCH = [
     ({"query": 3}, (TypeError, ValueError), "`query`"),
     ({"query": "abc"}, (TypeError, ValueError), "`query`"),
     ({"candidate": V[0]}, ValueError, r"`candidate`.*\(3,\)"),
+    ({"candidate": V[:, None]}, ValueError, "`candidate`.*squeeze"),
+    (
+        {"candidate": np.stack([V, V], 1)},
+        ValueError,
+        r"`candidate`.*Flatten\(\).*GlobalAveragePooling1D",
+    ),
     ({"candidate": 3}, (TypeError, ValueError), "`candidate`"),
     ({"candidate": V.astype("int32")}, TypeError, "`candidate`.*int32"),
     ({"candidate": V[:3]}, ValueError, r"`candidate`.*\(3, 3\)"),
@@ -200,3 +211,46 @@ def test_rotation_logits(given, error, words):
     arguments = {"query": V, "candidate": V, "shifts": [1], **given}
     with pytest.raises(error, match=words):
         ops.rotation_logits(**arguments)
+
+
+@pytest.mark.backends("jax", "torch")
+@pytest.mark.parametrize("name", ["candidate_ids", "query_ids"])
+def test_string_ids_are_refused_when_the_model_is_built(name):
+    vectors = keras.Input((3,))
+    ids = keras.Input((), dtype="string")
+    with pytest.raises(TypeError, match=f"`{name}`.*StringLookup") as caught:
+        InBatchNegativeSoftmax()(vectors, vectors, **{name: ids})
+    assert "keras.layers.Hashing" in str(caught.value)
+    for layer in (StreamingSamplingProbability(8), CrossBatchMemory(4)):
+        with pytest.raises(TypeError, match="`candidate_ids`.*StringLookup"):
+            if isinstance(layer, CrossBatchMemory):
+                layer(vectors, candidate_ids=ids)
+            else:
+                layer(ids)
+
+
+@pytest.mark.backends("torch")
+def test_ids_of_64_bits_without_sign_are_refused_when_the_model_is_built():
+    vectors = keras.Input((3,))
+    ids = keras.Input((), dtype="uint64")
+    with pytest.raises(TypeError, match="cast them to int64"):
+        InBatchNegativeSoftmax()(vectors, vectors, candidate_ids=ids)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"],
+        pytest.param("uint64", marks=pytest.mark.backends("tensorflow", "jax")),
+        pytest.param("string", marks=pytest.mark.backends("tensorflow")),
+    ],
+)
+def test_every_dtype_of_ids_masks(dtype):
+    vectors = np.eye(4, dtype="float32")
+    ids = np.array([1, 1, 2, 3])
+    ids = ids.astype("U" if dtype == "string" else dtype)
+    losses = keras.ops.convert_to_numpy(
+        InBatchNegativeSoftmax()(vectors, vectors, candidate_ids=ids)
+    )
+    expected = np.log(1 + np.array([2, 2, 3, 3]) / np.e)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)

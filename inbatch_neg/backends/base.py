@@ -97,7 +97,21 @@ class Sharding:
 
 
 class Backend:
-    """The defaults, which hold on every backend unless it overrides them."""
+    """The defaults, which hold on every backend unless it overrides them.
+
+    Attributes:
+        id_dtypes: What ids may be; every one of these can be sorted.
+    """
+
+    id_dtypes: tuple[str, ...] = (
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+    )
 
     # Matrix products
 
@@ -213,7 +227,7 @@ class Backend:
         self,
         tensors: Sequence[Tensor],
         rows: int | None,
-        message: str,
+        error: Callable[[], Exception],
         label: str,
     ) -> list[Tensor]:
         """Returns the tensors of a batch, refused at run time if partial.
@@ -222,10 +236,16 @@ class Backend:
             tensors: Tensors or None; the first one decides.
             rows: The number of rows that the first must have, static in it
                 from here on; or None, for 2 or more.
-            message: Of the error.
-            label: A short form of it, fit for the name of an operation.
+            error: Makes the exception. Inside of a compiled step, what the
+                user sees first may be the backend's own, with its message.
+            label: A short form of the message, fit for the name of an
+                operation.
         """
         return list(tensors)
+
+    def are_readable(self, tensor: Tensor) -> bool:
+        """Whether the values of a tensor are at hand, at little cost."""
+        return False
 
     def ensure_at_most_rows(
         self, tensor: Tensor, rows: int, message: str

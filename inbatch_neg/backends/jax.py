@@ -14,6 +14,14 @@ from inbatch_neg.backends.base import Backend, Collectives, Sharding, Tensor
 class JaxBackend(Backend):
     """JAX, with the tensors of the global batch under a distribution."""
 
+    id_dtypes = (*Backend.id_dtypes, "uint64")
+
+    def are_readable(self, tensor: Tensor) -> bool:
+        """True outside of a trace."""
+        return isinstance(tensor, jax.Array) and not isinstance(
+            tensor, jax.core.Tracer
+        )
+
     def compile(self, function: Callable, xla: bool = True) -> Callable:
         """Compiles with XLA, the only compiler that JAX has."""
         return jax.jit(function)

@@ -5,14 +5,16 @@ fails there first:
 
 - whether Keras traces shapes alone (`SymbolicScope.original_scope`);
 - how an error passes Keras and AutoGraph unchanged (two attributes);
-- which local variable of a JAX step holds the weights (`state`);
+- which local variable of a JAX step holds the weights (`state`), and that the
+  model's own variables are empty meanwhile (`_value`);
+- which attribute of a model holds its compiled step (`train_function`, ...);
 - the device mesh of a distribution (`device_mesh.backend_mesh`).
 """
 
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -68,6 +70,11 @@ def restore_model_state() -> Iterator[None]:
         raise
 
 
+def is_taken_out(variable: keras.Variable) -> bool:
+    """Whether a JAX step has taken out the value of a weight."""
+    return getattr(variable, "_value", variable) is None
+
+
 _VARIABLES_IN_STATE = {
     "fit": ("trainable", "non_trainable", "optimizer", "metrics"),
     "train_on_batch": ("trainable", "non_trainable", "optimizer", "metrics"),
@@ -78,9 +85,15 @@ _VARIABLES_IN_STATE = {
 }
 
 
-def _restore() -> None:
-    frame: FrameType | None = sys._getframe()
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _restore() -> None:
+    for frame in _frames():
         names = _VARIABLES_IN_STATE.get(frame.f_code.co_name)
         model = frame.f_locals.get("self")
         state = frame.f_locals.get("state")
@@ -97,7 +110,6 @@ def _restore() -> None:
             thread.start()
             thread.join()
             return
-        frame = frame.f_back
 
 
 def _assign(
@@ -114,3 +126,67 @@ def _assign(
     for name, values in zip(names, state):
         for variable, value in zip(variables[name], values):
             variable.assign(value)
+
+
+_STEPS = {
+    "fit": "train_function",
+    "train_on_batch": "train_function",
+    "evaluate": "test_function",
+    "test_on_batch": "test_function",
+    "predict": "predict_function",
+    "predict_on_batch": "predict_function",
+}
+
+
+class _TranslatedStep:
+    """The compiled step of a model, with other errors than its own.
+
+    Attributes:
+        translations: The exceptions to raise in the place of an error, by a
+            part of its message.
+    """
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        self.step = step
+        self.translations: dict[str, Callable[[], Exception]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.step(*args, **kwargs)
+        except Exception as error:
+            message = str(error)
+            for part, translated in self.translations.items():
+                if part in message:
+                    raise translated() from None
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+
+def translate_step_error(
+    parts: Sequence[str], translated: Callable[[], Exception]
+) -> None:
+    """Replaces an error of the step that is being traced, from now on.
+
+    An exception cannot leave a compiled step, so an assertion inside of it
+    ends in the backend's own error. The model that traces is looked up on the
+    stack, and its step is wrapped. The step that is running already keeps its
+    own error.
+
+    Args:
+        parts: The error's message has one of these.
+        translated: Makes the exception to raise instead.
+    """
+    for frame in _frames():
+        name = _STEPS.get(frame.f_code.co_name)
+        model = frame.f_locals.get("self")
+        if name and isinstance(model, keras.Model):
+            step = getattr(model, name, None)
+            if step is None:
+                return
+            if not isinstance(step, _TranslatedStep):
+                step = _TranslatedStep(step)
+                setattr(model, name, step)
+            step.translations.update(dict.fromkeys(parts, translated))
+            return

@@ -13,6 +13,12 @@ from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor
 class TensorFlowBackend(Backend):
     """TensorFlow, eager, in `tf.function`, and under `tf.distribute`."""
 
+    id_dtypes = (*Backend.id_dtypes, "uint64", "string")
+
+    def are_readable(self, tensor: Tensor) -> bool:
+        """True for eager tensors."""
+        return tf.executing_eagerly() and hasattr(tensor, "numpy")
+
     def update_rows(self, tensor: Tensor, start: Size, rows: Tensor) -> Tensor:
         """Scatters the rows: a slice update would copy the whole tensor."""
         places = start + ops.arange(ops.shape(rows)[0], dtype="int32")
@@ -61,7 +67,7 @@ class TensorFlowBackend(Backend):
         self,
         tensors: Sequence[Tensor],
         rows: int | None,
-        message: str,
+        error: Callable[[], Exception],
         label: str,
     ) -> list[Tensor]:
         """Asserts a number of rows that is unknown while tracing.
@@ -70,7 +76,13 @@ class TensorFlowBackend(Backend):
         would fail first. XLA removes assertions, but reports an operation
         that cannot hold by its name, `label`.
         """
-        first = tensors[0]
+        first, message = tensors[0], str(error())
+        # Before a batch of unknown size comes: the step that traces it keeps
+        # its own error. An assertion prints the message, here its beginning.
+        if not tf.executing_eagerly():
+            keras_internals.translate_step_error(
+                (message.split(" or ")[0], label), error
+            )
         if first.shape[0] is not None:
             return list(tensors)
         found = tf.shape(first)[0]

@@ -15,6 +15,15 @@ from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor, Tuning
 class TorchBackend(Backend):
     """PyTorch, eager or compiled, and in a default process group."""
 
+    def are_readable(self, tensor: Tensor) -> bool:
+        """True for eager tensors on the CPU; a GPU would have to wait."""
+        return (
+            isinstance(tensor, torch.Tensor)
+            and tensor.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
+
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
         """Multiplies in the dtype of both.
 

@@ -56,10 +56,8 @@ class BatchSize:
     def check_symbolic(self, layer_name: str, shape: Shape) -> None:
         """Refuses a symbolic batch whose rows are known and wrong."""
         rows = shape[0]
-        if rows is not None and self.rows not in (None, rows):
-            raise PartialBatchError(_message(layer_name, shape, self.rows))
-        if rows == 1:
-            raise PartialBatchError(_message(layer_name, shape, self.rows))
+        if rows is not None and (rows == 1 or self.rows not in (None, rows)):
+            raise PartialBatchError(_other_rows(layer_name, shape, self.rows))
 
     def check(
         self, layer_name: str, shape: Shape, training: bool | None
@@ -79,7 +77,10 @@ class BatchSize:
         rows = shape[0]
         if rows is None:
             if self.declared is None:
-                raise PartialBatchError(_message(layer_name, shape, None))
+                largest = max(self._largest.values(), default=None)
+                raise PartialBatchError(
+                    _unknown_rows(layer_name, shape, largest)
+                )
             return
         expected = self.rows
         if expected is None and self.declared != ANY:
@@ -88,11 +89,11 @@ class BatchSize:
             if rows > 1:
                 self._largest[kind] = expected
         if rows == 1 or (expected is not None and rows != expected):
-            raise PartialBatchError(_message(layer_name, shape, expected))
+            raise PartialBatchError(_other_rows(layer_name, shape, expected))
 
-    def message(self, layer_name: str) -> str:
+    def error(self, layer_name: str) -> PartialBatchError:
         """The error of a batch whose rows are only known at run time."""
-        return _message(layer_name, None, self.rows)
+        return PartialBatchError(_other_rows(layer_name, None, self.rows))
 
     @property
     def label(self) -> str:
@@ -100,30 +101,72 @@ class BatchSize:
         return f"Partial_batch.Fix.inbatch_neg.full_batches.data.{self.rows}"
 
 
-def _message(layer_name: str, shape: Shape | None, expected: int | None) -> str:
-    size = "batch_size" if expected in (None, 1) else expected
-    again = ""
+def _remedy(size: int | str) -> str:
+    return (
+        f"`inbatch_neg.full_batches(data, {size})`, or "
+        f"`dataset.batch({size}, drop_remainder=True)`; with a PyTorch "
+        "`DataLoader`, `drop_last=True`"
+    )
+
+
+def _unknown_rows(layer_name: str, shape: Shape, largest: int | None) -> str:
+    """The message for a batch whose rows are unknown while tracing.
+
+    Args:
+        layer_name: Of the layer.
+        shape: Of the queries.
+        largest: The most rows of an earlier batch, None for a first one.
+    """
+    example = largest or 64
+    before = ""
+    if largest:
+        before = (
+            f" Or the model was traced for {largest} rows before, and the "
+            "batch size has changed. Fix: call `compile` again, with a new "
+            "layer."
+        )
+    return (
+        f"Partial batch. The number of rows is unknown: `{layer_name}` got "
+        f"queries of shape {_text(shape)}. Either the data is not batched in "
+        f"full, so the last batch is smaller. Fix: {_remedy('batch_size')}. "
+        "Or all batches are full, and a layer, a map, a generator or a "
+        "`PyDataset` on the way lost their size. Fix: construct the layer "
+        "with the number of rows, for example "
+        f"`InBatchNegativeSoftmax(batch_size={example})`.{before} If every "
+        'size is fine: `batch_size="any"`.'
+    )
+
+
+def _other_rows(
+    layer_name: str, shape: Shape | None, expected: int | None
+) -> str:
+    """The message for a batch with another number of rows.
+
+    Args:
+        layer_name: Of the layer.
+        shape: Of the queries; None if it is known at run time alone.
+        expected: The number of rows, None for any but 1.
+    """
+    size: int | str = "batch_size"
+    wanted = "the same number of rows, 2 or more,"
+    changed = ""
+    if expected is not None and expected != 1:
+        size, wanted = expected, f"{expected} rows"
+        if shape is not None and shape[0] != 1:
+            changed = (
+                " If you changed the batch size on purpose, construct the "
+                "layer again (`compile` does not reset it)."
+            )
     if shape is None:
         got = f"`{layer_name}` got a batch with another number of rows"
     else:
         got = f"`{layer_name}` got queries of shape {_text(shape)}"
-    if shape is not None and shape[0] is None:
-        got += ": the number of rows is unknown, so the last may be partial"
-        again = (
-            " If every batch is full already, the model was traced for "
-            "another batch size before: call `compile` again."
-        )
-    elif shape is not None and shape[0] == 1:
-        got += ": a batch of one row has no negatives"
-    wanted = f"{expected} rows"
-    if expected in (None, 1):
-        wanted = "the same number of rows, 2 or more,"
+        if shape[0] == 1:
+            got += ": a batch of one row has no negatives"
     return (
-        f"Partial batch. Fix: `inbatch_neg.full_batches(data, {size})`, or "
-        f"`dataset.batch({size}, drop_remainder=True)`; with a PyTorch "
-        f"`DataLoader`, `drop_last=True`. {got}. Expected: {wanted} every "
-        "time. If every size is fine, construct the layer with "
-        f'`batch_size="any"`.{again}'
+        f"Partial batch. Fix: {_remedy(size)}. {got}. Expected: {wanted} "
+        f"every time.{changed} If every size is fine, construct the layer "
+        'with `batch_size="any"`.'
     )
 
 

@@ -210,7 +210,9 @@ class CrossBatchMemory(keras.layers.Layer):
 
     def _check(self, batch: Batch) -> None:
         arguments.vectors(batch.candidate, batch.candidate)
-        arguments.check_candidate_fields(batch, batch.candidate.shape[0])
+        arguments.check_candidate_fields(
+            batch, batch.candidate.shape[0], backend
+        )
         for name in ("candidate_ids", "candidate_sampling_probability"):
             value = getattr(batch, name)
             if (value is None) == (name in self._stored):

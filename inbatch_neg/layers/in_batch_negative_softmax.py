@@ -1,5 +1,6 @@
 """The layer: checks the batch, chooses the negatives, calls the maths."""
 
+import inspect
 from typing import Any
 
 import keras
@@ -11,12 +12,7 @@ from inbatch_neg.backends.base import Size
 from inbatch_neg.layers import replicas
 from inbatch_neg.layers.batch_size import BatchSize
 from inbatch_neg.layers.negative_sampling import NegativeSampling
-from inbatch_neg.layers.temperature import (
-    INITIAL_LOG_SCALE,
-    LEARNED,
-    MaxLogScale,
-    from_log_scale,
-)
+from inbatch_neg.layers.temperature import Temperature, from_config
 from inbatch_neg.softmax import exact
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.scoring import cross_entropy_with_first
@@ -48,7 +44,9 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         temperature: Number above 0, divides the scores. Below 1 for
             normalised towers (0.05 to 0.2). Defaults to 1.0. `"learned"`: a
             weight, stored as the logarithm of its inverse, that begins at
-            0.07 and stays at 0.01 or above.
+            0.07 and stays at 0.01 or above. A scalar `keras.Variable`: yours,
+            saved with the layer; it trains if it is trainable, and
+            `layer.temperature = value` sets it between two steps.
         symmetric: Whether the loss is the mean of the above and of the
             softmax of each candidate's query among the other queries. Masks
             by ids go with both directions, probabilities, `candidate_mask`
@@ -98,7 +96,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         num_negatives: int | None = None,
         *,
         sampling: str = "rotation",
-        temperature: float | str = 1.0,
+        temperature: float | str | keras.Variable = 1.0,
         symmetric: bool = False,
         cross_replica: bool = False,
         batch_size: int | str | None = None,
@@ -110,18 +108,9 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self._negatives = NegativeSampling(num_negatives, sampling)
-        self._log_scale = None
-        if isinstance(temperature, str) and temperature == LEARNED:
-            self._log_scale = self.add_weight(
-                name="log_scale",
-                shape=(),
-                dtype=self._maths_dtype,
-                initializer=keras.initializers.Constant(INITIAL_LOG_SCALE),
-                constraint=MaxLogScale(),
-            )
-        else:
-            temperature = arguments.positive_number("temperature", temperature)
-        self._temperature = temperature
+        self._temperature = Temperature(self, temperature, self._maths_dtype)
+        # A variable is tracked as an attribute of the layer.
+        self._temperature_variable = self._temperature.variable
         self.symmetric = arguments.flag("symmetric", symmetric)
         self.cross_replica = arguments.flag("cross_replica", cross_replica)
         self.return_logits = arguments.flag("return_logits", return_logits)
@@ -158,10 +147,16 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
     @property
     def temperature(self) -> float | Tensor:
-        """What divides the scores: a float, or a scalar tensor if learned."""
-        if self._log_scale is None:
-            return self._temperature
-        return from_log_scale(self._log_scale)
+        """What divides the scores: a float, or a scalar tensor.
+
+        One that was given as a `keras.Variable` may be set between steps,
+        also of a model that is compiled: on JAX in `on_epoch_begin`.
+        """
+        return self._temperature()
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._temperature.set(value)
 
     def call(
         self,
@@ -230,7 +225,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             *backend.ensure_rows(
                 batch,
                 self._batch_size.rows,
-                self._batch_size.message(self.name),
+                lambda: self._batch_size.error(self.name),
                 self._batch_size.label,
             )
         )
@@ -255,7 +250,9 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         def maths(batch: Batch, in_batch: Size, uniform: Tensor) -> Tensor:
             if self.num_negatives is None and not self.return_logits:
                 return exact.batch_loss(
-                    batch, self.temperature, with_gradients=bool(training)
+                    batch,
+                    self.temperature,
+                    with_gradients=bool(training),
                 )
             return self._from_logits(batch, in_batch, uniform)
 
@@ -278,7 +275,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         return losses
 
     def _check(self, batch: Batch) -> None:
-        arguments.check_batch(batch)
+        arguments.check_batch(batch, backend)
         if self.return_logits and batch.sample_weight is not None:
             raise ValueError(
                 "`sample_weight` cannot be given to the layer with "
@@ -315,13 +312,14 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         shape = self._output_shape(batch.rows, batch.candidates)
         return ops.zeros(shape, self._maths_dtype)
 
-    def compute_output_spec(
-        self, query: Tensor, candidate: Tensor, **kwargs: Any
-    ) -> keras.KerasTensor:
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the symbolic output; unknown rows are no error yet."""
-        kwargs.pop("training", None)
+        given = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        given.pop("training", None)
+        batch = Batch(**given)
+        query, candidate = batch.query, batch.candidate
         with keras.SymbolicScope():  # in which a strategy's replicas count
-            self._check(Batch(query, candidate, **kwargs))
+            self._check(batch)
             shape = self._output_shape(query.shape[0], candidate.shape[0])
         self._batch_size.check_symbolic(self.name, query.shape)
         return keras.KerasTensor(shape, dtype=self._maths_dtype)
@@ -346,10 +344,16 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             **super().get_config(),
             "num_negatives": self.num_negatives,
             "sampling": self.sampling,
-            "temperature": self._temperature,
+            "temperature": self._temperature.get_config(),
             "symmetric": self.symmetric,
             "cross_replica": self.cross_replica,
             "batch_size": self.batch_size,
             "return_logits": self.return_logits,
             "seed": self.seed,
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "InBatchNegativeSoftmax":
+        """Returns the layer, with a new variable for one of the temperature."""
+        temperature = from_config(config["temperature"])
+        return cls(**{**config, "temperature": temperature})

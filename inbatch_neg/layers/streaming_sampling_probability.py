@@ -154,7 +154,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
             if training:
                 same = replicas.check_same_shapes(Batch(candidate_ids=ids))
                 ids = same.candidate_ids
-            arguments.ids("candidate_ids", ids, None, "candidate")
+            arguments.ids("candidate_ids", ids, None, "candidate", backend)
             return self._estimate(ids, training)
 
     def _check(self, candidate_ids: Tensor) -> None:
@@ -166,7 +166,13 @@ class StreamingSamplingProbability(keras.layers.Layer):
             )
         if keras_internals.in_symbolic_call():
             if not backend.symbolic_call_sees_means():
-                arguments.ids("candidate_ids", candidate_ids, None, "candidate")
+                arguments.ids(
+                    "candidate_ids",
+                    candidate_ids,
+                    None,
+                    "candidate",
+                    backend,
+                )
 
     def _estimate(self, ids: Tensor, training: bool | None) -> Tensor:
         """Returns the probabilities of checked ids, learning from them."""
@@ -222,7 +228,9 @@ class StreamingSamplingProbability(keras.layers.Layer):
         self, candidate_ids: Tensor, training: bool | None = None
     ) -> keras.KerasTensor:
         """Returns the symbolic output."""
-        arguments.ids("candidate_ids", candidate_ids, None, "candidate")
+        arguments.ids(
+            "candidate_ids", candidate_ids, None, "candidate", backend
+        )
         return keras.KerasTensor((candidate_ids.shape[0],), dtype="float32")
 
     def get_config(self) -> dict[str, Any]:

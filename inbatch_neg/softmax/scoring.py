@@ -5,6 +5,7 @@ entries of a row are left out. Both the exact losses and the logits use it, so
 the rules stand once.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -72,9 +73,11 @@ def _minus_log_q(probability: Tensor, dtype: str) -> Tensor:
     """Returns the correction of Yi et al. 2019, without gradient."""
     probability = ops.cast(probability, dtype)
     smallest = constant(SMALLEST_PROBABILITY, dtype)
-    return ops.stop_gradient(
-        -ops.log(ops.where(probability > smallest, probability, smallest))
-    )
+    # What is below 0 or NaN stays visible: a logarithm taken for a
+    # probability must not become a correction by a constant.
+    low = ops.where(probability >= 0, smallest, constant(math.nan, dtype))
+    probability = ops.where(probability > smallest, probability, low)
+    return ops.stop_gradient(-ops.log(probability))
 
 
 def constant(value: float, dtype: str) -> Tensor:

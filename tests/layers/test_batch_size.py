@@ -15,6 +15,7 @@ from tests.models import interactions as pairs
 
 TENSORFLOW = BACKEND == "tensorflow"
 REMEDY = "Partial batch. Fix: `inbatch_neg.full_batches("
+UNKNOWN = "Partial batch. The number of rows is unknown: "
 
 
 def batches(rows, size):
@@ -60,7 +61,12 @@ def assert_fix(error, size):
 
 def assert_words(error, *words):
     message = str(error)
-    assert message.startswith(REMEDY), message
+    # Both remedies, where the rows are unknown; else that of a smaller batch.
+    assert message.startswith((REMEDY, UNKNOWN)), message
+    if message.startswith(UNKNOWN):
+        assert "Fix: `inbatch_neg.full_batches(data, batch_size)`" in message
+        assert "lost their size" in message
+        assert "`InBatchNegativeSoftmax(batch_size=" in message
     for word in ("drop_remainder=True", "drop_last=True", *words):
         assert word in message, message
 
@@ -272,14 +278,65 @@ def test_one_row_does_not_become_the_size():
 
 def test_one_row_of_unknown_size():
     model = two_towers(batch_size="any")
-    if TENSORFLOW:
-        import tensorflow as tf
-
-        expected = tf.errors.InvalidArgumentError
-    else:
-        expected = PartialBatchError
-    with pytest.raises(expected, match="Partial batch. Fix"):
+    with pytest.raises(PartialBatchError, match="Partial batch. Fix"):
         models.fit(model, batches(33, 16))
+
+
+@pytest.mark.backends("tensorflow")
+def test_compile_is_named_only_after_another_trace():
+    model = two_towers()
+    with pytest.raises(PartialBatchError) as caught:
+        models.fit(model, batches(40, 16))
+    assert "compile" not in str(caught.value)
+    model = two_towers()
+    models.fit(model, full(40, 20))
+    with pytest.raises(PartialBatchError) as caught:
+        models.fit(model, batches(40, 16))
+    assert "traced for 20 rows before" in str(caught.value)
+    assert "call `compile` again, with a new layer" in str(caught.value)
+
+
+def test_a_smaller_batch_size_on_purpose():
+    model = two_towers()
+    models.fit(model, full(64, 32))
+    model.compile("adam", loss=inbatch_neg.InBatchNegativeLoss())
+    with pytest.raises(PartialBatchError) as caught:
+        models.fit(model, full(64, 16))
+    assert_words(
+        caught.value, "(16, 8)", "32 rows", "construct the layer again"
+    )
+
+
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize("lost_by", ["map", "generator"])
+def test_full_batches_whose_size_was_lost(lost_by):
+    import tensorflow as tf
+
+    data = full(32, 16)
+    spec = {name: tf.TensorSpec((None,), tf.int32) for name in ("user", "item")}
+    if lost_by == "map":
+        data = data.map(
+            lambda row: tf.py_function(
+                lambda user, item: (user, item),
+                [row["user"], row["item"]],
+                [tf.int32, tf.int32],
+            )
+        ).map(
+            lambda user, item: {
+                "user": tf.ensure_shape(user, [None]),
+                "item": tf.ensure_shape(item, [None]),
+            }
+        )
+    else:
+        rows = list(data)
+        data = tf.data.Dataset.from_generator(
+            lambda: iter(rows), output_signature=spec
+        )
+    with pytest.raises(PartialBatchError) as caught:
+        models.fit(two_towers(), data)
+    assert_words(caught.value, "`InBatchNegativeSoftmax(batch_size=64)`")
+    # The remedy that it names for this case helps.
+    models.fit(two_towers(batch_size=16), data)
 
 
 def test_a_larger_batch_becomes_the_size():
@@ -402,4 +459,4 @@ def test_the_error_leaves_a_compiled_function_as_it_is(rows):
 
     with pytest.raises(inbatch_neg.PartialBatchError) as caught:
         step(tf.ones((1, 2)))
-    assert str(caught.value).startswith("Partial batch. Fix")
+    assert str(caught.value).startswith("Partial batch. ")
