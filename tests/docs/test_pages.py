@@ -126,3 +126,41 @@ def test_towers_load_with_keras_alone(tmp_path):
         text=True,
     )
     assert done.stdout.splitlines()[-1:] == ["loaded"], done.stderr
+
+
+REPOSITORY = re.compile(
+    r"https://(github\.com/inbatch-neg/inbatch_neg/blob"
+    r"|raw\.githubusercontent\.com/inbatch-neg/inbatch_neg)/main/"
+)
+
+
+def headings(path):
+    """Returns the anchors of a page, as the usual hosts make them."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in found
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+    + sorted(DOCS.glob("*.md")),
+    ids=lambda path: path.name,
+)
+def test_links_lead_somewhere(path):
+    for link in re.findall(
+        r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")
+    ):
+        place, _, anchor = link.partition("#")
+        if REPOSITORY.match(place):
+            target = DOCS.parent / REPOSITORY.sub("", place)
+        elif place.startswith("https://"):
+            continue
+        else:
+            # An index page shows the README alone, without what is beside it.
+            assert path.name != "README.md" or not place, link
+            target = path.parent / place if place else path
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
