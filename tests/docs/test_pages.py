@@ -125,7 +125,8 @@ def test_towers_load_with_keras_alone(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.stdout.splitlines()[-1:] == ["loaded"], done.stderr
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert done.stdout.splitlines()[-1:] == ["loaded"]
 
 
 REPOSITORY = re.compile(
