@@ -122,7 +122,7 @@ def from_iterator(data: Iterator[Any], options: Options) -> Stream:
             )
         return data
 
-    return Stream(open_epoch, options)
+    return Stream(open_epoch, options, once=True)
 
 
 def as_generator(stream: Stream) -> Iterator[Any]:

@@ -30,6 +30,7 @@ class Stream:
         options: The `Options`.
         rows: How many rows there are, where it is known.
         endless: Whether the source never ends.
+        once: Whether it can be read only once.
     """
 
     def __init__(
@@ -38,10 +39,12 @@ class Stream:
         options: Options,
         rows: int | None = None,
         endless: bool = False,
+        once: bool = False,
     ) -> None:
         self.options = options
         self.rows = rows
         self.endless = endless
+        self.once = once
         self._open_epoch = open_epoch
         self._seed = options.order_seed() if options.shuffle else None
         self._logged = rows is not None

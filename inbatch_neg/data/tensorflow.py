@@ -77,6 +77,9 @@ def from_stream(stream: Stream) -> tf.data.Dataset:
     Raises:
         ValueError: if there are fewer rows than a batch.
     """
+    number_of_batches = stream.num_batches()
+    if stream.options.pad and not (stream.endless or stream.once):
+        number_of_batches = stream.count()  # see _count_for_keras
     opened = stream.epoch(0)
     first = next(opened)
     epochs = itertools.count()
@@ -97,10 +100,9 @@ def from_stream(stream: Stream) -> tf.data.Dataset:
     )
     # The form is put on here, since a generator cannot yield None.
     dataset = dataset.map(lambda *leaves: structures.fill(first, leaves))
-    batches_known = stream.num_batches()
-    if batches_known is not None:
+    if number_of_batches is not None:
         dataset = dataset.apply(
-            tf.data.experimental.assert_cardinality(batches_known)
+            tf.data.experimental.assert_cardinality(number_of_batches)
         )
     return dataset.prefetch(tf.data.AUTOTUNE)
 
@@ -144,6 +146,7 @@ def from_dataset(
     else:
         batches = rows.batch(options.batch_size, drop_remainder=drop)
     if options.pad:
+        batches = _count_for_keras(batches)
         batches = batches.map(_padding(options.batch_size))
     elif not drop:
         batches = _without_remainder(batches, options)
@@ -188,6 +191,18 @@ def _hint(spec: Any, batched: bool) -> str:
         f" Each looks like a batch of {shapes[0][0]} rows: if so, pass "
         "`batched=True`."
     )
+
+
+def _count_for_keras(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Counts the batches of an unknown number, by reading them once.
+
+    On TensorFlow, Keras makes one more step to find an unknown end. The rows
+    of that step, which are static, count in the mean loss of `evaluate`.
+    """
+    if batches.cardinality() != tf.data.UNKNOWN_CARDINALITY:
+        return batches
+    number = batches.reduce(tf.constant(0, tf.int64), lambda n, *_: n + 1)
+    return batches.apply(tf.data.experimental.assert_cardinality(number))
 
 
 def _padding(batch_size: int) -> Any:

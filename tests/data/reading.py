@@ -67,7 +67,7 @@ def check_refused(column, what, remedy):
     assert [list(batch) for batch in batches] == [["id"], ["id"]]
 
 
-def two_towers(users=40, items=40, mask=False, **arguments):
+def two_towers(users=60, items=60, mask=False, **arguments):
     """Returns a compiled model of the inputs "user" and "item"."""
     user = keras.Input((), dtype="int32", name="user")
     item = keras.Input((), dtype="int32", name="item")
