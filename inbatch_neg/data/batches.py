@@ -1,0 +1,134 @@
+"""Sources of batches: a `PyDataset`, a generator, any iterable."""
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import Any
+
+import keras
+
+from inbatch_neg.data.options import Options
+from inbatch_neg.data.stream import Stream
+
+
+def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
+    """Returns the stream of a `PyDataset`, read by its own workers.
+
+    A shuffled epoch also takes its batches in random order.
+    """
+
+    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
+        del number
+        batches = _num_batches(dataset)
+        indices: Iterable[int]
+        if batches is None:
+            indices = itertools.count()
+        elif rng is None:
+            indices = range(batches)
+        else:
+            indices = rng.permutation(batches).tolist()
+        dataset.on_epoch_begin()
+        yield from _read(dataset, indices)
+        dataset.on_epoch_end()
+
+    return Stream(open_epoch, options, endless=_num_batches(dataset) is None)
+
+
+def _num_batches(dataset: keras.utils.PyDataset) -> int | None:
+    batches: int | None = dataset.num_batches
+    return batches
+
+
+def _read(
+    dataset: keras.utils.PyDataset, indices: Iterable[int]
+) -> Iterator[Any]:
+    """Yields the batches in the order of the indices."""
+    if dataset.workers <= 1 and not dataset.use_multiprocessing:
+        for index in indices:
+            yield dataset[index]
+        return
+    pool: futures.Executor
+    read: Callable[[int], Any]
+    if dataset.use_multiprocessing:
+        pool = futures.ProcessPoolExecutor(
+            dataset.workers, initializer=_keep, initargs=(dataset,)
+        )
+        read = _item_of_kept
+    else:
+        pool = futures.ThreadPoolExecutor(dataset.workers)
+        read = dataset.__getitem__
+    try:
+        yield from _in_order(pool, read, indices, dataset.max_queue_size)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(
+    pool: futures.Executor,
+    read: Callable[[int], Any],
+    indices: Iterable[int],
+    most: int,
+) -> Iterator[Any]:
+    """Yields what the pool reads, at most so many batches ahead."""
+    waiting: collections.deque[futures.Future] = collections.deque()
+    for index in indices:
+        waiting.append(pool.submit(read, index))
+        if len(waiting) >= max(most, 1):
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+_kept: Any = None
+
+
+def _keep(dataset: Any) -> None:
+    """Sends the dataset to a process once, not with every batch."""
+    global _kept
+    _kept = dataset
+
+
+def _item_of_kept(index: int) -> Any:
+    return _kept[index]
+
+
+def from_iterable(data: Any, options: Options) -> Stream:
+    """Returns the stream of an iterable of batches.
+
+    Args:
+        data: An iterable, or a function that returns one, such as a generator
+            function: called once an epoch.
+        options: The `Options`.
+    """
+
+    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
+        del number, rng
+        return iter(data() if callable(data) else data)
+
+    return Stream(open_epoch, options)
+
+
+def from_iterator(data: Iterator[Any], options: Options) -> Stream:
+    """Returns the stream of an iterator, which can be read once."""
+
+    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
+        del rng
+        if number:
+            raise ValueError(
+                "`data` is an iterator and has been read to its end. For "
+                "another epoch pass what makes it: the generator function, "
+                "`full_batches(function, ...)`, or an iterable."
+            )
+        return data
+
+    return Stream(open_epoch, options, once=True)
+
+
+def as_generator(stream: Stream) -> Iterator[Any]:
+    """Yields a stream's batches once, in the form that `fit` wants them.
+
+    Keras takes only tuples from a generator.
+    """
+    for batch in stream.epoch(0):
+        yield batch if isinstance(batch, tuple) else (batch,)

@@ -1,0 +1,274 @@
+"""One column as a NumPy array, or an error that says what to do about it."""
+
+import collections
+import datetime
+from typing import Any, NoReturn
+
+import numpy as np
+
+from inbatch_neg.data.engine import _uses_tensorflow
+from inbatch_neg.data.structures import is_instance
+
+_KINDS = (
+    "an array, a pandas, polars or Arrow table, a dict or tuple of these, a "
+    "tf.data.Dataset, a PyTorch Dataset or DataLoader, a grain dataset, or "
+    "parquet files; with `batched=True`, a PyDataset, a generator or an "
+    "iterable of batches"
+)
+
+
+def as_array(column: Any, name: str) -> np.ndarray:
+    """Returns the column as an array of numbers, bools or strings.
+
+    Args:
+        column: Anything with a row per entry.
+        name: What the error messages call it, such as `data['user']`.
+
+    Raises:
+        TypeError: if it is no column, or holds what no tensor can hold.
+        ValueError: if it has no rows, missing values or rows of unequal size.
+    """
+    _refuse_sparse(column, name)
+    if is_instance(
+        column, "pandas", "Series", "Index", "api.extensions.ExtensionArray"
+    ):
+        array = _from_pandas(column, name)
+    elif is_instance(column, "polars", "Series"):
+        array = _from_polars(column, name)
+    elif is_instance(column, "pyarrow", "Array", "ChunkedArray"):
+        array = _from_arrow(column, name)
+    elif is_instance(column, "torch", "Tensor"):
+        array = column.detach().cpu().numpy()
+    elif isinstance(column, list):
+        array = _from_list(column, name)
+    elif hasattr(column, "shape") and hasattr(column, "__array__"):
+        array = np.asarray(column)
+    else:
+        raise TypeError(
+            f"`data` must be {_KINDS}. Received: {name} of type "
+            f"{type(column).__name__}"
+        )
+    return _checked(array, name)
+
+
+def _checked(array: np.ndarray, name: str) -> np.ndarray:
+    if array.ndim == 0:
+        raise ValueError(
+            f"The arrays in `data` must have rows. Received: {name}, a scalar"
+        )
+    kind = array.dtype.kind
+    if kind == "O":
+        array = _from_objects(array, name)
+        kind = array.dtype.kind
+    if kind in "Mm":
+        _refuse(name, f"dates or times ({array.dtype})", _ENCODE_DATES)
+    if kind == "T":  # NumPy's strings of any length
+        array = _from_objects(array.astype(object), name)
+        kind = array.dtype.kind
+    if kind in "OSU" and not _uses_tensorflow():
+        _refuse(
+            name,
+            "strings, which Keras takes on TensorFlow alone",
+            "Encode them as integers, as keras.layers.StringLookup or "
+            "pandas.factorize does.",
+        )
+    # The kind of the small floats of JAX, such as bfloat16, is V.
+    if kind not in "biufOSU" and not array.dtype.name.startswith(
+        ("bfloat", "float")
+    ):
+        _refuse(name, f"{array.dtype} values", "Encode them as numbers.")
+    return array
+
+
+_ENCODE_DATES = (
+    "Encode them as numbers, as in "
+    "`frame[name].astype('datetime64[s]').astype('int64')`."
+)
+_PAD = (
+    "Pad the rows to one length and pass one array of shape (rows, length), "
+    "as keras.utils.pad_sequences or numpy.stack makes it."
+)
+_FILL = (
+    "Fill the gaps, with an id of their own for example, or drop those rows."
+)
+
+
+def _refuse(
+    name: str, what: str, remedy: str, error: type[Exception] = TypeError
+) -> NoReturn:
+    raise error(
+        f"`{name}` holds {what}. {remedy} A column that is not needed can be "
+        "left out with `columns=`."
+    )
+
+
+def refuse_type(name: str, what: str) -> NoReturn:
+    """Raises for a column of a kind of tensor that has no full batches."""
+    _refuse(name, what, _PAD)
+
+
+def _refuse_missing(name: str, missing: int, rows: int, what: str) -> None:
+    if missing:
+        _refuse(
+            name,
+            f"missing values, in {missing} of {rows} rows ({what})",
+            _FILL,
+            ValueError,
+        )
+
+
+def _refuse_sparse(column: Any, name: str) -> None:
+    if is_instance(column, "tensorflow", "RaggedTensor"):
+        _refuse(name, "a ragged tensor", "Pad it: `ragged.to_tensor()`.")
+    if is_instance(column, "tensorflow", "SparseTensor"):
+        _refuse(name, "a sparse tensor", "Pass `tf.sparse.to_dense(tensor)`.")
+    if is_instance(column, "scipy.sparse", "spmatrix", "sparray"):
+        _refuse(name, "a sparse matrix", "Pass `matrix.toarray()`.")
+    if is_instance(column, "jax.experimental.sparse", "JAXSparse"):
+        _refuse(name, "a sparse array", "Pass `array.todense()`.")
+    if is_instance(column, "torch", "Tensor"):
+        if column.is_nested:
+            _refuse(name, "a nested tensor", _PAD)
+        if column.layout != _strided():
+            _refuse(name, "a sparse tensor", "Pass `tensor.to_dense()`.")
+        if str(column.dtype) == "torch.bfloat16":
+            _refuse(name, "bfloat16 values", "Pass `tensor.float()`.")
+
+
+def _strided() -> Any:
+    import torch
+
+    return torch.strided
+
+
+def _from_pandas(column: Any, name: str) -> np.ndarray:
+    # A NaN of NumPy's floats is a value. A gap in any other dtype would
+    # become NaN and turn integers into floats, where large ids merge.
+    if column.dtype.kind != "f" or not isinstance(column.dtype, np.dtype):
+        if column.dtype.kind not in "Mm":
+            _refuse_missing(
+                name, int(column.isna().sum()), len(column), str(column.dtype)
+            )
+    if str(column.dtype).startswith(("date", "timestamp", "duration")):
+        _refuse(name, f"dates or times ({column.dtype})", _ENCODE_DATES)
+    return np.asarray(column.to_numpy())
+
+
+def _from_polars(column: Any, name: str) -> np.ndarray:
+    dtype = column.dtype
+    if dtype.is_temporal():
+        _refuse(name, f"dates or times ({dtype})", _ENCODE_DATES)
+    _refuse_missing(name, column.null_count(), len(column), str(dtype))
+    if dtype.base_type().__name__ == "List":
+        _refuse(name, f"lists ({dtype})", _PAD)
+    if dtype.base_type().__name__ in ("Categorical", "Enum"):
+        column = column.cast(_polars_string())
+    return np.asarray(column.to_numpy())
+
+
+def _polars_string() -> Any:
+    import polars
+
+    return polars.String
+
+
+def _from_arrow(column: Any, name: str) -> np.ndarray:
+    import pyarrow
+
+    types = pyarrow.types
+    kind = column.type
+    check_arrow_type(kind, name)
+    _refuse_missing(name, column.null_count, len(column), str(kind))
+    if types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+    if isinstance(column, pyarrow.ChunkedArray):
+        if column.num_chunks == 1:
+            column = column.chunk(0)
+        else:
+            column = column.combine_chunks()
+        if isinstance(column, pyarrow.ChunkedArray):  # older than 15, or empty
+            column = pyarrow.concat_arrays(
+                column.chunks or [pyarrow.array([], kind)]
+            )
+    sizes = []
+    while types.is_fixed_size_list(column.type):
+        sizes.append(column.type.list_size)
+        column = column.flatten()
+        _refuse_missing(
+            name, column.null_count, len(column), "values of its lists"
+        )
+    array = column.to_numpy(zero_copy_only=False)
+    return array.reshape(-1, *sizes) if sizes else array
+
+
+def check_arrow_type(kind: Any, name: str) -> None:
+    """Refuses an Arrow type that holds neither numbers, bools nor strings."""
+    import pyarrow
+
+    types = pyarrow.types
+    while types.is_fixed_size_list(kind) or types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_temporal(kind):
+        _refuse(name, f"dates or times ({kind})", _ENCODE_DATES)
+    if types.is_list(kind) or types.is_large_list(kind):
+        _refuse(name, f"lists ({kind})", _PAD)
+    if types.is_null(kind):
+        _refuse(name, "nothing but missing values", _FILL, ValueError)
+    if types.is_nested(kind) or types.is_decimal(kind):
+        _refuse(name, f"{kind} values", "Encode them as numbers.")
+
+
+def _from_list(column: list, name: str) -> np.ndarray:
+    try:
+        array = np.asarray(column)
+    except ValueError:  # NumPy's "inhomogeneous shape"
+        _refuse(name, "rows of unequal length", _PAD, ValueError)
+    # NumPy makes strings of numbers that stand beside strings.
+    if array.dtype.kind in "SU" and array.ndim == 1:
+        array = np.fromiter(column, object, len(column))
+    return array
+
+
+def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
+    """Returns strings, or numbers that stood in an array of objects."""
+    values = array.ravel()
+    kinds = collections.Counter(map(type, values))
+    missing = sum(
+        number
+        for kind, number in kinds.items()
+        if kind is type(None) or kind.__name__ in ("NAType", "NaTType")
+    )
+    if float in kinds and len(kinds) > 1:
+        missing += sum(
+            1 for value in values if type(value) is float and value != value
+        )
+    _refuse_missing(name, missing, len(array), "objects")
+    if all(issubclass(kind, (str, bytes)) for kind in kinds):
+        return array
+    if any(
+        issubclass(kind, (datetime.date, datetime.time, datetime.timedelta))
+        or issubclass(kind, (np.datetime64, np.timedelta64))
+        for kind in kinds
+    ):
+        _refuse(name, "dates or times (objects)", _ENCODE_DATES)
+    if any(
+        issubclass(kind, (list, tuple, set, np.ndarray)) or kind is dict
+        for kind in kinds
+    ):
+        _refuse(name, "lists or arrays (objects)", _PAD)
+    if any(issubclass(kind, (str, bytes)) for kind in kinds):
+        what = "strings beside values of another type"
+        _refuse(name, what, "Make all of them strings, or none.")
+    numbers = np.array(values.tolist()).reshape(array.shape)
+    if numbers.dtype.kind not in "biuf" or (
+        # Integers beside floats would be rounded above 2**53.
+        numbers.dtype.kind == "f"
+        and any(not issubclass(kind, (float, np.floating)) for kind in kinds)
+    ):
+        names = sorted(kind.__name__ for kind in kinds)
+        _refuse(
+            name,
+            f"objects of type {', '.join(names)}",
+            "Encode them as numbers of one type.",
+        )
+    return numbers

@@ -1,0 +1,244 @@
+"""`full_batches`: recognises the kind of data, and hands it on.
+
+A library is imported only when data of its own comes.
+"""
+
+import pathlib
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+
+from inbatch_neg.data import arrays, batches, options, structures
+from inbatch_neg.data.engine import _uses_tensorflow
+from inbatch_neg.data.options import Options
+from inbatch_neg.data.stream import Stream
+from inbatch_neg.data.stream_batches import StreamBatches
+from inbatch_neg.data.structures import is_instance
+
+
+def full_batches(
+    data: Any,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int | None = None,
+    batched: bool = False,
+    columns: list[str] | tuple[str, ...] | None = None,
+    remainder: str = "drop",
+) -> Any:
+    """Returns a dataset for `fit` in which every batch has `batch_size` rows.
+
+    The rows that do not fill a batch are left out: with `shuffle=True` other
+    ones in every epoch. How many is logged once. `docs/data.md` has an example
+    for every kind of data.
+
+    Args:
+        data: One of these. Rows in memory: an array, a list of numbers, a
+            pandas, polars or Arrow table, a Hugging Face `Dataset`, or a dict
+            or tuple of these, where None stands for no label. Rows elsewhere:
+            a `tf.data.Dataset`, a PyTorch `Dataset`, a grain `MapDataset` or
+            `IterDataset`, a `pyarrow.dataset`, a parquet file, a folder of
+            them or a list of them. Batches: a PyTorch `DataLoader` of this
+            size; with `batched=True` a `tf.data.Dataset`, a
+            `keras.utils.PyDataset`, a generator function, a generator or any
+            iterable. A tuple is `(x, y)` or `(x, y, sample_weight)` to `fit`.
+        batch_size: Rows of every batch, an integer of 2 or more.
+        shuffle: Whether to shuffle the rows, differently at every iteration.
+            Rows of random access are shuffled as a whole; others through a
+            buffer of 131,072 rows.
+        seed: Integer that makes the order of all epochs reproducible. For rows
+            in memory it is the same on every backend.
+        batched: Whether `data` yields batches, which are regrouped by row.
+        columns: Names to keep, of `data` or of the `x` of a tuple. All by
+            default.
+        remainder: What becomes of the rows that do not fill a batch. `"drop"`
+            leaves them out. `"pad"` fills the last batch with copies of its
+            last row, and every batch is `(x, y, sample_weight)`: the weights
+            are 0 for copies and else 1, or those of `data`; `x`, a dict, has
+            the column `"candidate_mask"`, False for copies. If `x` is a tuple
+            of inputs, the mask is the last of them; if it is one array, `x`
+            becomes `(x, mask)`.
+
+    Returns:
+        On TensorFlow, and for a `tf.data.Dataset` anywhere, a
+        `tf.data.Dataset` with a static batch size. On JAX and PyTorch a
+        `DataLoader` for PyTorch's data, a grain dataset for grain's, a
+        generator for a generator, and else a `keras.utils.PyDataset`.
+
+    Raises:
+        ValueError: if there are fewer rows than `batch_size`, which would be
+            an empty epoch: at once, or at the first iteration where the number
+            is unknown. For arrays of different lengths, missing values,
+            unknown `columns`, a `DataLoader` of another size.
+        TypeError: for data of another kind, and columns that no tensor can
+            hold, such as dates.
+
+    Example:
+    >>> import numpy as np
+    >>> pairs = {"user": np.arange(100), "item": np.arange(100)}
+    >>> batches = full_batches(pairs, 32, shuffle=True, seed=1)
+    >>> len(batches), next(iter(batches))["user"].shape == (32,)
+    (3, True)
+    """
+    chosen = options.checked(
+        batch_size, shuffle, seed, batched, columns, remainder
+    )
+    if is_instance(data, "tensorflow", "data.Dataset"):
+        from inbatch_neg.data import tensorflow
+
+        return tensorflow.from_dataset(data, chosen, batched)
+    if batched:
+        return _from_batches(data, chosen)
+    if _is_torch(data):
+        return _from_torch(data, chosen)
+    if is_instance(data, "grain", "MapDataset", "IterDataset"):
+        return _from_grain(data, chosen)
+    if _are_files(data) or is_instance(data, "pyarrow.dataset", "Dataset"):
+        return _from_files(data, chosen)
+    return _from_memory(data, chosen)
+
+
+def _from_memory(data: Any, chosen: Options) -> Any:
+    _refuse_batches(data)
+    if structures.is_list_of_columns(data):
+        raise TypeError(
+            "`data` is a list of arrays, which may be several inputs or an "
+            "input and its labels. Pass a dict of named inputs, "
+            '`{"user": users, "item": items}`, a tuple of one tuple for '
+            "inputs without names, `((users, items),)`, or the tuple "
+            f"`(x, y)`. Received: a list of {len(data)}"
+        )
+    rows = arrays.Rows(data, chosen.columns)
+    chosen.check_rows(rows.rows)
+    if _uses_tensorflow():
+        from inbatch_neg.data import tensorflow
+
+        return tensorflow.from_rows(rows, chosen)
+    return arrays.ArrayBatches(rows, chosen)
+
+
+def _from_files(data: Any, chosen: Options) -> Any:
+    try:
+        from inbatch_neg.data import parquet
+    except ImportError as error:
+        raise ImportError(
+            "Parquet files need pyarrow: pip install 'inbatch_neg[parquet]'"
+        ) from error
+    if _are_files(data):
+        data = parquet.open_files(data)
+    return _deliver(parquet.from_dataset(data, chosen))
+
+
+def _from_torch(data: Any, chosen: Options) -> Any:
+    from inbatch_neg.data import torch
+
+    if is_instance(data, "torch.utils.data", "DataLoader"):
+        loader = torch.from_loader(data, chosen)
+    else:
+        loader = torch.from_dataset(data, chosen)
+    if _uses_tensorflow():
+        return _deliver(torch.as_stream(loader, chosen))
+    return loader
+
+
+def _from_grain(data: Any, chosen: Options) -> Any:
+    from inbatch_neg.data import grain
+
+    rows = None
+    if is_instance(data, "grain", "MapDataset"):
+        rows = len(data)
+        result = grain.from_map_dataset(data, chosen)
+    else:
+        result = grain.from_iter_dataset(data, chosen)
+    if _uses_tensorflow():
+        return _deliver(grain.as_stream(result, chosen, rows))
+    return result
+
+
+def _from_batches(data: Any, chosen: Options) -> Any:
+    if isinstance(data, keras.utils.PyDataset):
+        return _deliver(batches.from_py_dataset(data, chosen))
+    if _is_rows(data):
+        raise TypeError(
+            "`batched=True` says that `data` yields batches: a "
+            "tf.data.Dataset, a PyDataset, a DataLoader, a generator or an "
+            f"iterable of batches. Received: data of type {_kind(data)}"
+        )
+    if isinstance(data, Iterator):
+        stream = batches.from_iterator(data, chosen)
+        if _uses_tensorflow():
+            return _deliver(stream)
+        return batches.as_generator(stream)
+    return _deliver(batches.from_iterable(data, chosen))
+
+
+def _is_rows(data: Any) -> bool:
+    """Tells whether these are rows, or nothing that can be read."""
+    if isinstance(data, (str, bytes, dict, tuple, set)):
+        return True
+    if hasattr(data, "shape") or hasattr(data, "schema"):
+        return True
+    if is_instance(data, "grain", "MapDataset", "IterDataset"):
+        return False
+    if _is_torch(data):
+        return not is_instance(data, "torch.utils.data", "DataLoader")
+    return not (isinstance(data, Iterable) or callable(data))
+
+
+def _is_torch(data: Any) -> bool:
+    # Hugging Face's datasets become PyTorch's where both are installed.
+    return is_instance(
+        data, "torch.utils.data", "DataLoader", "Dataset"
+    ) and not is_instance(data, "datasets", "Dataset", "IterableDataset")
+
+
+def _refuse_batches(data: Any) -> None:
+    """Refuses what yields batches, or may, without `batched=True`."""
+    if is_instance(data, "datasets", "DatasetDict", "IterableDatasetDict"):
+        raise TypeError(
+            "`data` must be one split of a Hugging Face dataset, such as "
+            f"`data[{next(iter(data), 'train')!r}]`. Received: {_kind(data)}"
+        )
+    is_batches = (
+        isinstance(data, (keras.utils.PyDataset, Iterator))
+        or isinstance(data, (types.FunctionType, types.MethodType))
+        or is_instance(data, "datasets", "IterableDataset")
+        or is_instance(data, "grain", "DataLoader")
+    )
+    if is_batches:
+        raise TypeError(
+            f"`data` of type {_kind(data)} is read as batches: pass "
+            "`batched=True`, and they are regrouped by row. What yields single "
+            "rows must be batched first, in batches of any size."
+        )
+
+
+def _deliver(stream: Stream) -> Any:
+    if _uses_tensorflow():
+        from inbatch_neg.data import tensorflow
+
+        return tensorflow.from_stream(stream)
+    return StreamBatches(stream)
+
+
+def _are_files(data: Any) -> bool:
+    """Tells whether `data` is a path, or a list of paths, of parquet files.
+
+    A list of strings is a column, unless all end with ".parquet".
+    """
+    if isinstance(data, (str, pathlib.PurePath)):
+        return True
+    if not isinstance(data, list) or not data:
+        return False
+    if all(isinstance(path, pathlib.PurePath) for path in data):
+        return True
+    return all(
+        isinstance(path, str) and path.lower().endswith(".parquet")
+        for path in data
+    )
+
+
+def _kind(data: Any) -> str:
+    return type(data).__name__

@@ -1,0 +1,127 @@
+"""What the caller asked for, checked, and the rules about the rows."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from inbatch_neg import arguments
+
+# Rows in the shuffle buffer of data that is read in order.
+SHUFFLE_BUFFER = 2**17
+
+_logger = logging.getLogger("inbatch_neg")
+
+
+class Options(NamedTuple):
+    """The arguments of `full_batches`, checked."""
+
+    batch_size: int
+    shuffle: bool
+    seed: int | None
+    columns: tuple[str, ...] | None
+    pad: bool
+
+    def num_batches(self, rows: int) -> int:
+        """Batches of an epoch over so many rows."""
+        return (rows + (self.batch_size - 1) * self.pad) // self.batch_size
+
+    def order_seed(self) -> int:
+        """Returns the seed, or one drawn from NumPy's global generator.
+
+        `keras.utils.set_random_seed` sets that one.
+        """
+        if self.seed is not None:
+            return self.seed
+        return int(np.random.randint(2**31))
+
+    def check_rows(self, rows: int, hint: str = "", log: bool = True) -> None:
+        """Refuses data without a single batch, and logs the rows left out."""
+        if rows < (1 if self.pad else self.batch_size):
+            raise ValueError(f"{self.too_few()} Received: {rows} rows.{hint}")
+        if log:
+            self.log_left_out(rows)
+
+    def log_left_out(self, rows: int) -> None:
+        """Logs how many rows an epoch leaves out, if any."""
+        left_out = rows % self.batch_size
+        if self.pad or not left_out:
+            return
+        if self.shuffle:
+            _logger.info(
+                "full_batches leaves out %d of %d rows an epoch, other ones "
+                "in every epoch.",
+                left_out,
+                rows,
+            )
+        else:
+            _logger.warning(
+                "full_batches leaves out the last %d of %d rows in every "
+                "epoch. Shuffle the data to see them all.",
+                left_out,
+                rows,
+            )
+
+    def too_few(self) -> str:
+        """The words about data that does not fill one batch."""
+        if self.pad:
+            return "`data` must have rows, or an epoch is empty."
+        return (
+            f"`data` must have at least `batch_size` rows, {self.batch_size}, "
+            "or an epoch is empty. Choose a smaller batch size, or "
+            '`remainder="pad"` to evaluate all rows.'
+        )
+
+
+def checked(
+    batch_size: Any,
+    shuffle: Any,
+    seed: Any,
+    batched: Any,
+    columns: Any,
+    remainder: Any,
+) -> Options:
+    """Returns the arguments of `full_batches`, or raises.
+
+    Args:
+        batch_size: An integer of 2 or more.
+        shuffle: A bool.
+        seed: An integer of 0 or more, or None.
+        batched: A bool.
+        columns: A list or tuple of names, or None.
+        remainder: "drop" or "pad".
+
+    Raises:
+        TypeError: for an argument of another type.
+        ValueError: for another value.
+    """
+    if seed is not None:
+        seed = arguments.integer("seed", seed, minimum=0, otherwise=" or None")
+    arguments.flag("batched", batched)
+    return Options(
+        arguments.integer("batch_size", batch_size, minimum=2),
+        arguments.flag("shuffle", shuffle),
+        seed,
+        _names(columns),
+        arguments.choice("remainder", remainder, ("drop", "pad")) == "pad",
+    )
+
+
+def _names(columns: Sequence[str] | None) -> tuple[str, ...] | None:
+    if columns is None:
+        return None
+    received = f"Received: columns={columns!r}"
+    if not isinstance(columns, (list, tuple)) or not all(
+        isinstance(name, str) for name in columns
+    ):
+        raise TypeError(
+            '`columns` must be a list of names, as in `["user", "item"]`. '
+            + received
+        )
+    if not columns or len(set(columns)) != len(columns):
+        raise ValueError(
+            "`columns` must name at least one column, and none twice. "
+            + received
+        )
+    return tuple(columns)

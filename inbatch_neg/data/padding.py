@@ -1,0 +1,68 @@
+"""The last batch, padded: its rows, their weights and the candidates' mask."""
+
+from typing import Any
+
+import numpy as np
+
+from inbatch_neg.data.structures import leaves, map_leaves
+
+MASK = "candidate_mask"
+
+
+def padded(batch: Any, rows: int, batch_size: int) -> Any:
+    """Returns the NumPy batch, padded to its size and marked."""
+    if rows < batch_size:
+        places = np.minimum(np.arange(batch_size), rows - 1)
+        batch = map_leaves(lambda leaf, name: leaf[places], batch)
+    mask = np.arange(batch_size) < rows
+    return marked(batch, mask, mask.astype("float32"), np)
+
+
+def marked(batch: Any, mask: Any, weight: Any, module: Any) -> tuple:
+    """Returns `(x, y, sample_weight)` of a padded batch.
+
+    Args:
+        batch: What `fit` takes: `x`, or a tuple that begins with it.
+        mask: (B,) bools, True for the rows of the data. Becomes
+            `x["candidate_mask"]`, or the last of several inputs.
+        weight: The same as floats. Becomes `sample_weight`, or says which of
+            the weights in `batch` are set to 0.
+        module: NumPy or TensorFlow, to compute with.
+
+    Raises:
+        ValueError: if `x` has a mask of its own, or the tuple is longer.
+    """
+    x, y, own_weight = _unpack(batch)
+    if isinstance(x, dict):
+        if MASK in x:
+            raise ValueError(
+                f'`remainder="pad"` adds the column {MASK!r}, which `data` '
+                "must not have. Use that one to tell rows apart elsewhere, or "
+                'choose `remainder="drop"`.'
+            )
+        x = {**x, MASK: mask}
+    elif isinstance(x, tuple):
+        x = (*x, mask)
+    else:
+        x = (x, mask)
+    if not leaves(own_weight):
+        return x, y, weight
+
+    def zero_where_padded(leaf: Any, name: str) -> Any:
+        shape = (-1,) + (1,) * (len(leaf.shape) - 1)
+        kept = module.reshape(mask, shape)
+        return module.where(kept, leaf, module.zeros_like(leaf))
+
+    return x, y, map_leaves(zero_where_padded, own_weight)
+
+
+def _unpack(batch: Any) -> tuple[Any, Any, Any]:
+    if not isinstance(batch, tuple):
+        return batch, None, None
+    if not 1 <= len(batch) <= 3:
+        raise ValueError(
+            '`remainder="pad"` takes `data` that is `x`, `(x, y)` or `(x, y, '
+            f"sample_weight)`. Received: a tuple of {len(batch)}"
+        )
+    x, y, weight = (*batch, None, None)[:3]
+    return x, y, weight

@@ -1,0 +1,251 @@
+"""Data that is read in order: regrouped into full batches, and shuffled.
+
+A chunk is some rows, a nest of arrays. A source yields chunks of any size, and
+`Stream` yields batches.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from inbatch_neg.data import columns, structures
+from inbatch_neg.data.options import SHUFFLE_BUFFER, Options
+from inbatch_neg.data.padding import padded
+
+_logger = logging.getLogger("inbatch_neg")
+
+# Seconds of counting after which it is logged that it goes on.
+_PATIENCE = 10.0
+
+
+class Stream:
+    """Full batches of a source, which is opened anew for every epoch.
+
+    Args:
+        open_epoch: Returns an iterator over what the source yields, given the
+            epoch's number and a NumPy generator, or None for its own order.
+        options: The `Options`.
+        rows: How many rows there are, where it is known.
+        endless: Whether the source never ends.
+        once: Whether it can be read only once.
+    """
+
+    def __init__(
+        self,
+        open_epoch: Callable[[int, Any], Iterator[Any]],
+        options: Options,
+        rows: int | None = None,
+        endless: bool = False,
+        once: bool = False,
+    ) -> None:
+        self.options = options
+        self.rows = rows
+        self.endless = endless
+        self.once = once
+        self._open_epoch = open_epoch
+        self._seed = options.order_seed() if options.shuffle else None
+        self._logged = rows is not None
+
+    def num_batches(self) -> int | None:
+        """The batches of an epoch, or None if that is not known."""
+        return (
+            None if self.rows is None else self.options.num_batches(self.rows)
+        )
+
+    def epoch(self, number: int) -> Iterator[Any]:
+        """Yields the full batches of an epoch.
+
+        Raises:
+            ValueError: at its end, if there was none.
+        """
+        rng = None
+        if self._seed is not None:
+            rng = np.random.default_rng((self._seed, number))
+        chunks = self._chunks(number, rng)
+        if rng is not None:
+            chunks = _shuffled(chunks, rng)
+        options = self.options
+        rows = 0
+        for batch, found in _regrouped(chunks, options.batch_size):
+            rows += found
+            if found == options.batch_size or options.pad:
+                if options.pad:
+                    batch = padded(batch, found, options.batch_size)
+                yield batch
+        if rows < (1 if options.pad else options.batch_size):
+            raise ValueError(f"{options.too_few()} Received: {rows} rows")
+        if not self._logged:
+            self._logged = True
+            options.log_left_out(rows)
+
+    def count(self) -> int:
+        """Reads the source once, unless its rows are known.
+
+        Returns:
+            The number of batches.
+
+        Raises:
+            ValueError: if there are fewer rows than a batch.
+        """
+        if self.rows is None:
+            self.rows = self._count()
+            self.options.check_rows(self.rows, log=not self._logged)
+            self._logged = True
+        return self.options.num_batches(self.rows)
+
+    def _count(self) -> int:
+        start, warned, rows = time.monotonic(), False, 0
+        for chunk in self._chunks(0, None):
+            rows += _rows_of(chunk)
+            if not warned and time.monotonic() - start > _PATIENCE:
+                warned = True
+                _logger.warning(
+                    "full_batches is reading `data` once to count its rows, "
+                    "since `fit` must know the number of batches: %d rows so "
+                    "far. If it never ends, pass the generator itself, not "
+                    "its function, and `steps_per_epoch` to `fit`.",
+                    rows,
+                )
+        return rows
+
+    def _chunks(self, number: int, rng: Any) -> Iterator[Any]:
+        first = None
+        for chunk in self._open_epoch(number, rng):
+            chunk = as_chunk(chunk, self.options.columns)
+            if first is None:
+                first = chunk
+            else:
+                _require_same_form(first, chunk)
+            yield chunk
+
+
+def as_chunk(chunk: Any, names: tuple[str, ...] | None) -> Any:
+    """Returns a chunk as a nest of checked arrays.
+
+    Args:
+        chunk: A batch as people write it, lists and frames included.
+        names: Columns to keep, or None.
+
+    Raises:
+        ValueError: if its arrays differ in length.
+    """
+    nest = structures.select(structures.as_nest(chunk), names)
+    nest = structures.map_leaves(columns.as_array, nest)
+    _rows_of(nest)
+    return nest
+
+
+def _rows_of(chunk: Any) -> int:
+    lengths = {len(leaf) for leaf in structures.leaves(chunk)}
+    if len(lengths) != 1:
+        raise ValueError(
+            "The arrays of a batch of `data` must have the same number of "
+            f"rows. Received: {sorted(lengths)} rows"
+        )
+    return lengths.pop()
+
+
+def _require_same_form(first: Any, chunk: Any) -> None:
+    """Refuses a batch that cannot be joined with the first one."""
+    if structures.form(first) != structures.form(chunk):
+        raise ValueError(
+            "All batches of `data` must have the same columns. Received: "
+            f"{structures.form(first)} and {structures.form(chunk)}"
+        )
+
+    def compare(one: np.ndarray, other: np.ndarray, name: str) -> None:
+        if one.shape[1:] != other.shape[1:]:
+            raise ValueError(
+                f"`{name}` holds rows of shape {one.shape[1:]} in one batch "
+                f"and {other.shape[1:]} in another. Pad them to one length."
+            )
+        strings = one.dtype.kind in "OSU" and other.dtype.kind in "OSU"
+        if one.dtype != other.dtype and not strings:
+            raise ValueError(
+                f"`{name}` is of dtype {one.dtype} in one batch and "
+                f"{other.dtype} in another. Give it one dtype; missing values "
+                "make floats of integers."
+            )
+
+    structures.map_leaves(compare, first, chunk)
+
+
+def _regrouped(
+    chunks: Iterator[Any], batch_size: int
+) -> Iterator[tuple[Any, int]]:
+    """Yields (batch, its rows): full ones, and at the end what is left."""
+    pending: list[Any] = []
+    waiting = 0
+    for chunk in chunks:
+        rows = _rows_of(chunk)
+        start = 0
+        if waiting:
+            start = min(batch_size - waiting, rows)
+            pending.append(_part(chunk, 0, start))
+            waiting += start
+            if waiting < batch_size:
+                continue
+            yield _joined(pending), batch_size
+            pending, waiting = [], 0
+        end = rows - (rows - start) % batch_size
+        for place in range(start, end, batch_size):
+            yield _part(chunk, place, place + batch_size), batch_size
+        if end < rows:
+            # A copy, so that the rest of the chunk can be freed.
+            pending = [_joined([_part(chunk, end, rows)])]
+            waiting = rows - end
+    if waiting:
+        yield _joined(pending), waiting
+
+
+def _shuffled(chunks: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
+    """Yields the rows in random order, through a buffer.
+
+    The buffer is filled first. Rows that come then take the places of rows
+    drawn from it at random.
+    """
+    filling: list[Any] = []
+    held = 0
+    pool: Any = None
+    for chunk in chunks:
+        if pool is None:
+            filling.append(chunk)
+            held += _rows_of(chunk)
+            if held < SHUFFLE_BUFFER:
+                continue
+            whole, filling = _joined(filling), []
+            pool = _joined([_part(whole, 0, SHUFFLE_BUFFER)])
+            chunk = _part(whole, SHUFFLE_BUFFER, held)
+        for start in range(0, _rows_of(chunk), SHUFFLE_BUFFER):
+            part = _part(chunk, start, start + SHUFFLE_BUFFER)
+            places = rng.choice(SHUFFLE_BUFFER, _rows_of(part), replace=False)
+            yield _exchanged(pool, places, part)
+    if pool is None and held:
+        pool = _joined(filling)
+    if pool is not None:
+        places = rng.permutation(_rows_of(pool))
+        yield structures.map_leaves(lambda leaf, name: leaf[places], pool)
+
+
+def _exchanged(pool: Any, places: np.ndarray, part: Any) -> Any:
+    """Returns the pool's rows at `places`, and puts those of `part` there."""
+
+    def exchange(kept: np.ndarray, new: np.ndarray, name: str) -> np.ndarray:
+        taken = kept[places]
+        kept[places] = new
+        return taken
+
+    return structures.map_leaves(exchange, pool, part)
+
+
+def _part(chunk: Any, start: int, end: int) -> Any:
+    return structures.map_leaves(lambda leaf, name: leaf[start:end], chunk)
+
+
+def _joined(chunks: list[Any]) -> Any:
+    return structures.map_leaves(
+        lambda *leaves_and_name: np.concatenate(leaves_and_name[:-1]), *chunks
+    )

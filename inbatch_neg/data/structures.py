@@ -1,0 +1,161 @@
+"""Nests of columns: dicts and tuples whose leaves have the same rows.
+
+None is no leaf and stays where it is: in Keras it stands for "no label".
+"""
+
+import sys
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+
+def is_instance(value: Any, module: str, *names: str) -> bool:
+    """Tells whether `value` is of a library's class, without importing it.
+
+    An object of a library cannot exist before the library is imported.
+
+    Args:
+        value: Any object.
+        module: Name of the library's module.
+        names: Names of its classes, with dots for those of submodules.
+    """
+    library = sys.modules.get(module)
+    if library is None:
+        return False
+    for name in names:
+        try:
+            kind = attrgetter(name)(library)
+        except (AttributeError, ImportError):
+            continue
+        if isinstance(kind, type) and isinstance(value, kind):
+            return True
+    return False
+
+
+def as_nest(data: Any) -> Any:
+    """Returns `data` with frames and tables as dicts, and lists as tuples.
+
+    Args:
+        data: A column, a frame, a table, or a dict or tuple of these. A list
+            that holds arrays counts as a tuple, one of plain values as a
+            column.
+    """
+    if isinstance(data, dict):
+        return {name: as_nest(value) for name, value in data.items()}
+    if isinstance(data, tuple):
+        return _tuple_like(data, [as_nest(value) for value in data])
+    if is_list_of_columns(data):
+        return tuple(as_nest(value) for value in data)
+    if is_instance(data, "datasets", "Dataset"):
+        # Its own index of rows, if it has one, is applied here.
+        data = data.with_format("arrow")[:]
+    if is_instance(data, "pyarrow", "Table", "RecordBatch"):
+        return dict(zip(data.schema.names, data.columns))
+    if is_instance(data, "pandas", "DataFrame"):
+        return {name: data[name] for name in data.columns}
+    if is_instance(data, "polars", "DataFrame"):
+        return {name: data[name] for name in data.columns}
+    return data
+
+
+def is_list_of_columns(data: Any) -> bool:
+    """Tells whether `data` is a list of arrays, not of plain values."""
+    return isinstance(data, list) and any(map(_is_column, data))
+
+
+def _is_column(value: Any) -> bool:
+    if isinstance(value, dict):
+        return True
+    return bool(getattr(value, "shape", ())) or is_instance(
+        value, "pyarrow", "Array", "ChunkedArray", "Table"
+    )
+
+
+def map_leaves(
+    function: Callable[..., Any], nest: Any, *others: Any, name: str = "data"
+) -> Any:
+    """Returns the nest with `function(leaf, *other leaves, name)` as leaves.
+
+    Args:
+        function: Called for every leaf that is not None.
+        nest: Dicts and tuples.
+        others: Nests of the same form.
+        name: What the error messages call the nest.
+    """
+    if nest is None:
+        return None
+    if isinstance(nest, dict):
+        return {
+            key: map_leaves(
+                function,
+                value,
+                *(other[key] for other in others),
+                name=f"{name}[{key!r}]",
+            )
+            for key, value in nest.items()
+        }
+    if isinstance(nest, tuple):
+        values = [
+            map_leaves(
+                function,
+                value,
+                *(other[i] for other in others),
+                name=f"{name}[{i}]",
+            )
+            for i, value in enumerate(nest)
+        ]
+        return _tuple_like(nest, values)
+    return function(nest, *others, name)
+
+
+def leaves(nest: Any) -> list[Any]:
+    """Returns the leaves that are not None, in the order of the nest."""
+    found: list[Any] = []
+    map_leaves(lambda leaf, name: found.append(leaf), nest)
+    return found
+
+
+def form(nest: Any) -> Any:
+    """Returns the nest with True in place of its leaves, to compare."""
+    return map_leaves(lambda leaf, name: True, nest)
+
+
+def fill(nest: Any, values: Any) -> Any:
+    """Returns the nest with its leaves replaced, in the order of `leaves`."""
+    remaining = iter(values)
+    return map_leaves(lambda leaf, name: next(remaining), nest)
+
+
+def select(nest: Any, columns: tuple[str, ...] | None) -> Any:
+    """Returns the nest with the named columns alone, in their order.
+
+    They are looked for in a dict, or in the first entry of a tuple
+    `(x, y, sample_weight)`.
+
+    Raises:
+        ValueError: if a name is unknown.
+        TypeError: if there is no dict to select from.
+    """
+    if columns is None:
+        return nest
+    if isinstance(nest, tuple) and nest:
+        return _tuple_like(nest, [select(nest[0], columns), *nest[1:]])
+    if not isinstance(nest, dict):
+        raise TypeError(
+            "`columns` selects from `data` with named columns: a dict or a "
+            "frame, alone or as the `x` of a tuple. "
+            f"Received: columns={list(columns)} and {type(nest).__name__}"
+        )
+    unknown = [name for name in columns if name not in nest]
+    if unknown:
+        raise ValueError(
+            f"`columns` must name columns of `data`, which are {list(nest)}. "
+            f"Received: {unknown}"
+        )
+    return {name: nest[name] for name in columns}
+
+
+def _tuple_like(template: tuple, values: list) -> tuple:
+    if hasattr(template, "_fields"):
+        return type(template)(*values)
+    return tuple(values)

@@ -1,0 +1,278 @@
+"""`tf.data`: its datasets as a source, and as the result on TensorFlow."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from inbatch_neg.data import arrays, columns, structures
+from inbatch_neg.data.options import SHUFFLE_BUFFER, Options
+from inbatch_neg.data.padding import marked
+from inbatch_neg.data.stream import Stream
+
+
+def from_rows(rows: arrays.Rows, options: Options) -> tf.data.Dataset:
+    """Returns a dataset of rows in memory, gathered a batch at a time."""
+    tensors = structures.map_leaves(
+        lambda array, name: tf.convert_to_tensor(array), rows.arrays
+    )
+    size, batches = options.batch_size, options.num_batches(rows.rows)
+    dataset = tf.data.Dataset.range(batches)
+    if options.shuffle:
+        places = _shuffled_places(rows.rows, options)
+        dataset = tf.data.Dataset.zip((dataset, places))
+
+    def gather(batch: tf.Tensor, places: Any = None) -> Any:
+        in_order = batch * size + tf.range(size, dtype=tf.int64)
+        if places is None:
+            places = in_order
+            if options.pad:
+                places = tf.minimum(places, rows.rows - 1)
+        found = structures.map_leaves(
+            lambda tensor, name: tf.gather(tensor, places), tensors
+        )
+        return _marked(found, in_order < rows.rows) if options.pad else found
+
+    return dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(
+        tf.data.AUTOTUNE
+    )
+
+
+def _shuffled_places(rows: int, options: Options) -> tf.data.Dataset:
+    """Returns a dataset of the places of each batch.
+
+    NumPy makes the order, as on the other backends, once an iteration.
+    """
+    seed, epochs = options.order_seed(), itertools.count()
+    shape = (options.num_batches(rows), options.batch_size)
+
+    def order() -> np.ndarray:
+        return arrays.places_of_batches(rows, options, seed, next(epochs))
+
+    def batches(_: tf.Tensor) -> tf.data.Dataset:
+        dtype = tf.int32 if rows < 2**31 else tf.int64
+        places = tf.numpy_function(order, [], dtype)
+        return tf.data.Dataset.from_tensor_slices(
+            tf.ensure_shape(places, shape)
+        )
+
+    return (
+        tf.data.Dataset.range(1)
+        .flat_map(batches)
+        .apply(tf.data.experimental.assert_cardinality(shape[0]))
+    )
+
+
+def _marked(batch: Any, mask: tf.Tensor) -> Any:
+    return marked(batch, mask, tf.cast(mask, tf.float32), tf)
+
+
+def from_stream(stream: Stream) -> tf.data.Dataset:
+    """Returns a dataset whose elements declare their number of rows.
+
+    Reads the first batch at once, to know its form.
+
+    Raises:
+        ValueError: if there are fewer rows than a batch.
+    """
+    number_of_batches = stream.num_batches()
+    if stream.options.pad and not (stream.endless or stream.once):
+        number_of_batches = stream.count()  # see _count_for_keras
+    opened = stream.epoch(0)
+    first = next(opened)
+    epochs = itertools.count()
+
+    def batches() -> Iterator[Any]:
+        number = next(epochs)
+        # Some data can be read only once, so the first epoch goes on here.
+        epoch = stream.epoch(number)
+        for batch in epoch if number else itertools.chain([first], opened):
+            yield tuple(structures.leaves(batch))
+
+    dataset = tf.data.Dataset.from_generator(
+        batches,
+        output_signature=tuple(
+            tf.TensorSpec(leaf.shape, _dtype(leaf))
+            for leaf in structures.leaves(first)
+        ),
+    )
+    # The form is put on here, since a generator cannot yield None.
+    dataset = dataset.map(lambda *leaves: structures.fill(first, leaves))
+    if number_of_batches is not None:
+        dataset = dataset.apply(
+            tf.data.experimental.assert_cardinality(number_of_batches)
+        )
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _dtype(leaf: np.ndarray) -> tf.DType:
+    return tf.string if leaf.dtype.kind in "OSU" else tf.as_dtype(leaf.dtype)
+
+
+def from_dataset(
+    dataset: tf.data.Dataset, options: Options, batched: bool
+) -> tf.data.Dataset:
+    """Returns the dataset's rows in full batches.
+
+    Args:
+        dataset: Of rows, or of batches.
+        options: The `Options`.
+        batched: Whether it is of batches.
+
+    Raises:
+        ValueError: if there are fewer rows than a batch: at once, or at the
+            first iteration if the size is unknown.
+    """
+    if options.columns is not None:
+        dataset = dataset.map(
+            lambda *element: structures.select(
+                element if len(element) > 1 else element[0], options.columns
+            )
+        )
+    _check_elements(dataset.element_spec, batched)
+    rows = dataset.unbatch() if batched else dataset
+    size = int(rows.cardinality())
+    if size >= 0:
+        options.check_rows(size, _hint(dataset.element_spec, batched))
+    if options.shuffle:
+        buffer = min(size, SHUFFLE_BUFFER) if size > 0 else SHUFFLE_BUFFER
+        rows = rows.shuffle(buffer, options.seed, reshuffle_each_iteration=True)
+    drop = size >= 0 and not options.pad
+    if batched and not options.shuffle:
+        # Regroups whole batches, without taking them apart.
+        batches = dataset.rebatch(options.batch_size, drop_remainder=drop)
+    else:
+        batches = rows.batch(options.batch_size, drop_remainder=drop)
+    if options.pad:
+        batches = _count_for_keras(batches)
+        batches = batches.map(_padding(options.batch_size))
+    elif not drop:
+        batches = _without_remainder(batches, options)
+    batches = batches.prefetch(tf.data.AUTOTUNE)
+    if int(batches.cardinality()) < 0:
+        _refuse_empty(batches, options)
+    return batches
+
+
+def _check_elements(spec: Any, batched: bool) -> None:
+    """Refuses what cannot be batched, and batches that pass for rows."""
+
+    def check(leaf: Any, name: str) -> None:
+        if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
+            columns.refuse_type(name, f"elements of type {type(leaf).__name__}")
+
+    structures.map_leaves(check, spec)
+    if batched:
+        return
+    shapes = [
+        leaf.shape
+        for leaf in structures.leaves(spec)
+        if isinstance(leaf, tf.TensorSpec)
+    ]
+    if shapes and all(shape.rank and shape[0] is None for shape in shapes):
+        raise ValueError(
+            "The elements of `data` look like batches: none has a known "
+            "number of entries. Pass `batched=True` if they are batches; if "
+            "they are rows, declare their shape with `tf.ensure_shape`. "
+            f"Received: element_spec={spec}"
+        )
+
+
+def _hint(spec: Any, batched: bool) -> str:
+    """Returns what to add to "too few rows" if the rows may be batches."""
+    shapes = [leaf.shape for leaf in structures.leaves(spec)]
+    if batched or not all(shape.rank for shape in shapes):
+        return ""
+    if len({shape[0] for shape in shapes}) != 1:
+        return ""
+    return (
+        f" Each looks like a batch of {shapes[0][0]} rows: if so, pass "
+        "`batched=True`."
+    )
+
+
+def _count_for_keras(batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Counts the batches of an unknown number, by reading them once.
+
+    On TensorFlow, Keras makes one more step to find an unknown end. The rows
+    of that step, which are static, count in the mean loss of `evaluate`.
+    """
+    if batches.cardinality() != tf.data.UNKNOWN_CARDINALITY:
+        return batches
+    number = batches.reduce(tf.constant(0, tf.int64), lambda n, *_: n + 1)
+    return batches.apply(tf.data.experimental.assert_cardinality(number))
+
+
+def _padding(batch_size: int) -> Any:
+    def pad(*batch: Any) -> Any:
+        element = batch if len(batch) > 1 else batch[0]
+        rows = tf.shape(structures.leaves(element)[0])[0]
+        places = tf.minimum(tf.range(batch_size), rows - 1)
+        element = structures.map_leaves(
+            lambda leaf, name: tf.gather(leaf, places), element
+        )
+        return _marked(element, tf.range(batch_size) < rows)
+
+    return pad
+
+
+def _without_remainder(
+    batches: tf.data.Dataset, options: Options
+) -> tf.data.Dataset:
+    """Leaves out the last, partial batch of unknown data, and logs it once."""
+    logged: list[bool] = []
+
+    def log(full: np.ndarray, left_out: np.ndarray) -> np.bool_:
+        if not logged:
+            logged.append(True)
+            rows = int(full) * options.batch_size + int(left_out)
+            options.log_left_out(rows)
+        return np.bool_(False)
+
+    def is_full(number: tf.Tensor, element: Any) -> tf.Tensor:
+        rows = tf.shape(structures.leaves(element)[0])[0]
+        return tf.cond(
+            rows == options.batch_size,
+            lambda: True,
+            lambda: tf.ensure_shape(
+                tf.numpy_function(log, [number, rows], tf.bool), ()
+            ),
+        )
+
+    def declare(number: tf.Tensor, element: Any) -> Any:
+        del number
+        return structures.map_leaves(
+            lambda leaf, name: tf.ensure_shape(
+                leaf, [options.batch_size, *leaf.shape[1:]]
+            ),
+            element,
+        )
+
+    return batches.enumerate().filter(is_full).map(declare)
+
+
+def _refuse_empty(dataset: tf.data.Dataset, options: Options) -> None:
+    """Lets the iterations of a dataset of unknown size fail if it is empty.
+
+    An error raised inside of tf.data would not be a `ValueError`, so the
+    dataset gets an `__iter__` that looks for a first batch.
+    """
+    kind = type(dataset)
+
+    class FullBatches(kind):  # type: ignore[misc, valid-type]
+        looked = False
+
+        def __iter__(self) -> Any:
+            if not self.looked:
+                for _ in self.take(1):
+                    break
+                else:
+                    raise ValueError(
+                        options.too_few() + " Received: fewer rows"
+                    )
+                self.looked = True
+            return super().__iter__()
+
+    dataset.__class__ = FullBatches

@@ -1,0 +1,208 @@
+"""PyTorch's datasets and loaders as a source."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import data as torch_data
+
+from inbatch_neg.data import structures
+from inbatch_neg.data.engine import _uses_torch
+from inbatch_neg.data.options import SHUFFLE_BUFFER, Options
+from inbatch_neg.data.padding import marked
+from inbatch_neg.data.stream import Stream
+
+
+def from_dataset(
+    dataset: torch_data.Dataset, options: Options
+) -> torch_data.DataLoader:
+    """Returns a loader of full batches over a map-style or iterable dataset.
+
+    Raises:
+        ValueError: if it has fewer rows than a batch: at once, or at the end
+            of the first iteration if it is iterable.
+    """
+    generator = torch.Generator(device="cpu")
+    generator.manual_seed(options.order_seed())
+    iterable = isinstance(dataset, torch_data.IterableDataset)
+    if iterable:
+        dataset = _CheckedRows(dataset, options)
+    else:
+        options.check_rows(len(dataset))  # type: ignore[arg-type]
+    return torch_data.DataLoader(
+        dataset,
+        batch_size=options.batch_size,
+        shuffle=None if iterable else options.shuffle,
+        drop_last=not options.pad,
+        generator=generator,
+        collate_fn=_Collate(_collate_rows, options),
+    )
+
+
+def from_loader(
+    loader: torch_data.DataLoader, options: Options
+) -> torch_data.DataLoader:
+    """Returns the loader if it gives full batches of this size.
+
+    It is a copy where its batches must change: for `columns`, for
+    `remainder="pad"`, and on other backends than PyTorch, where Keras takes
+    only tuples from a loader.
+
+    Raises:
+        ValueError: if its batches are of another size, or the last is partial.
+    """
+    size = options.batch_size
+    received = (
+        f"Received: a DataLoader with batch_size={loader.batch_size}, "
+        f"drop_last={loader.drop_last}"
+    )
+    if loader.batch_size is None:
+        raise ValueError(
+            "`data` is a DataLoader that does not say its batch size. Pass "
+            "`batched=True` to have its batches regrouped. " + received
+        )
+    if loader.batch_size != size:
+        raise ValueError(
+            "`batch_size` must be that of the DataLoader: build it with "
+            f"`batch_size={size}`, or pass `batched=True` to have its batches "
+            f"regrouped. {received}; batch_size={size}"
+        )
+    if not options.pad and not loader.drop_last:
+        raise ValueError(
+            "`data` is a DataLoader whose last batch may be partial: build it "
+            f"with `drop_last=True`. {received}"
+        )
+    if options.pad and loader.drop_last:
+        raise ValueError(
+            '`remainder="pad"` needs the last batch: build the DataLoader '
+            f"with `drop_last=False`. {received}"
+        )
+    if options.shuffle:
+        raise ValueError(
+            "`shuffle=True` cannot change a DataLoader: build it with "
+            "`shuffle=True` and a `generator`. " + received
+        )
+    if not isinstance(loader.dataset, torch_data.IterableDataset):
+        options.check_rows(len(loader.sampler))  # type: ignore[arg-type]
+    if _uses_torch() and not (options.pad or options.columns):
+        return loader
+    loader = copy.copy(loader)
+    loader._iterator = None  # that of persistent workers
+    loader.collate_fn = _Collate(loader.collate_fn, options)
+    return loader
+
+
+def as_stream(loader: torch_data.DataLoader, options: Options) -> Stream:
+    """Returns the stream of a loader whose batches are full already."""
+
+    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
+        del number, rng
+        return iter(loader)
+
+    # The loader has done the rest.
+    plain = options._replace(shuffle=False, columns=None, pad=False)
+    rows = None
+    if not isinstance(loader.dataset, torch_data.IterableDataset):
+        rows = len(loader) * options.batch_size
+    return Stream(open_epoch, plain, rows)
+
+
+class _Collate:
+    """Joins rows to a batch, selects its columns, pads it, makes it a tuple.
+
+    An object, so that worker processes can receive it.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], options: Options) -> None:
+        self._collate = collate
+        self._options = options
+
+    def __call__(self, rows: Any) -> tuple:
+        batch = structures.as_nest(self._collate(rows))
+        batch = structures.select(batch, self._options.columns)
+        if self._options.pad:
+            return _padded(batch, self._options.batch_size)
+        return batch if isinstance(batch, tuple) else (batch,)
+
+
+def _padded(batch: Any, batch_size: int) -> tuple:
+    rows = len(structures.leaves(batch)[0])
+    places = torch.arange(batch_size).clamp(max=rows - 1)
+    batch = structures.map_leaves(lambda leaf, name: leaf[places], batch)
+    mask = torch.arange(batch_size) < rows
+    return marked(batch, mask, mask.float(), torch)
+
+
+def _collate_rows(rows: list[Any]) -> Any:
+    """Joins rows to a batch, or names the column that cannot be joined."""
+    try:
+        return torch_data.default_collate(rows)
+    except (TypeError, RuntimeError) as error:
+        for name, values in _columns(rows):
+            try:
+                torch_data.default_collate(values)
+            except (TypeError, RuntimeError):
+                raise ValueError(
+                    f"The rows of `{name}` cannot be joined to a batch. Pad "
+                    "them to one shape, and encode what is no number. "
+                    f"PyTorch says: {error}"
+                ) from error
+        raise
+
+
+def _columns(rows: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    first = rows[0]
+    keys: Any = ()
+    if isinstance(first, dict):
+        keys = first
+    elif isinstance(first, (tuple, list)):
+        keys = range(len(first))
+    for key in keys:
+        yield f"data[{key!r}]", [row[key] for row in rows]
+
+
+class _CheckedRows(torch_data.IterableDataset):
+    """An iterable dataset, shuffled in a buffer; an error if it is too short.
+
+    Args:
+        dataset: The dataset of rows.
+        options: The `Options`.
+    """
+
+    def __init__(self, dataset: torch_data.Dataset, options: Options) -> None:
+        super().__init__()
+        self._dataset = dataset
+        self._options = options
+        self._seed = options.order_seed()
+        self._epoch = 0
+        self._logged = False
+
+    def __iter__(self) -> Iterator[Any]:
+        rng = np.random.default_rng((self._seed, self._epoch))
+        self._epoch += 1
+        source = iter(self._dataset)
+        rows = 0
+        for row in _shuffled(source, rng) if self._options.shuffle else source:
+            rows += 1
+            yield row
+        options = self._options
+        if rows < (1 if options.pad else options.batch_size):
+            raise ValueError(f"{options.too_few()} Received: {rows} rows")
+        if not self._logged:
+            self._logged = True
+            options.log_left_out(rows)
+
+
+def _shuffled(rows: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
+    buffer: list[Any] = []
+    for row in rows:
+        if len(buffer) < SHUFFLE_BUFFER:
+            buffer.append(row)
+            continue
+        place = int(rng.integers(SHUFFLE_BUFFER))
+        buffer[place], row = row, buffer[place]
+        yield row
+    for place in rng.permutation(len(buffer)).tolist():
+        yield buffer[place]

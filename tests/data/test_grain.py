@@ -1,0 +1,118 @@
+"""grain's datasets."""
+
+import logging
+
+import grain
+import pytest
+
+from inbatch_neg import full_batches
+from inbatch_neg.data import grain as source
+from tests.data import reading
+from tests.data.reading import BACKEND, column, epoch
+
+ROWS = [{"user": i, "item": 19 - i} for i in range(20)]
+
+
+def rows():
+    return grain.MapDataset.source(ROWS)
+
+
+def stream():
+    return rows().to_iter_dataset()
+
+
+DATASETS = {"map": rows, "iter": stream}
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_datasets(kind):
+    dataset = full_batches(DATASETS[kind](), 8)
+    for _ in range(2):
+        batches = epoch(dataset)
+        assert column(batches, "user").tolist() == list(range(16))
+        assert column(batches, "item").tolist() == list(range(19, 3, -1))
+    if BACKEND == "tensorflow":
+        reading.assert_static(dataset, 8)
+    else:
+        expected = grain.MapDataset if kind == "map" else grain.IterDataset
+        assert isinstance(dataset, expected)
+    if kind == "map":
+        assert len(dataset) == 2
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("kind", DATASETS)
+def test_fit(kind, shuffle):
+    dataset = full_batches(DATASETS[kind](), 8, shuffle=shuffle, seed=1)
+    reading.check_fit(dataset, batches=2)
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_shuffled_with_the_seed(kind, monkeypatch):
+    monkeypatch.setattr(source, "SHUFFLE_BUFFER", 7)
+
+    def epochs(seed):
+        dataset = full_batches(DATASETS[kind](), 4, shuffle=True, seed=seed)
+        orders = [column(epoch(dataset), "user").tolist() for _ in range(2)]
+        for order in orders:
+            assert sorted(order) == list(range(20))
+        return orders
+
+    first = epochs(1)
+    assert first[0] != first[1]
+    assert first == epochs(1)
+    assert first != epochs(2)
+
+
+def test_too_few_rows():
+    with pytest.raises(ValueError, match="`batch_size`.*24.*: 20 rows"):
+        full_batches(rows(), 24)
+    with pytest.raises(ValueError, match="`batch_size`.*24.*: 20 rows"):
+        epoch(full_batches(stream(), 24))
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_it_logs_once_what_is_left_out(kind, caplog):
+    with caplog.at_level(logging.INFO, "inbatch_neg"):
+        dataset = full_batches(DATASETS[kind](), 8)
+        for _ in range(2):
+            epoch(dataset)
+    (message,) = caplog.messages
+    assert "last 4 of 20 rows" in message
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_columns(kind):
+    batches = epoch(full_batches(DATASETS[kind](), 8, columns=["item"]))
+    assert [list(batch) for batch in batches] == [["item"]] * 2
+
+
+def test_batches_are_regrouped():
+    batches = epoch(full_batches(rows().batch(3), 8, batched=True))
+    assert column(batches, "user").tolist() == list(range(16))
+
+
+if BACKEND != "tensorflow":
+
+    def test_a_position_is_kept():
+        dataset = full_batches(stream(), 4)
+        iterator = iter(dataset)
+        next(iterator)
+        state = iterator.get_state()
+        after = next(iterator)["user"].tolist()
+        iterator = iter(dataset)
+        iterator.set_state(state)
+        assert next(iterator)["user"].tolist() == after
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_padded(kind):
+    dataset = full_batches(DATASETS[kind](), 8, remainder="pad")
+    batches = epoch(dataset)
+    assert len(batches) == 3
+    x, y, weight = batches[2]
+    assert x["user"].tolist() == [16, 17, 18, 19, 19, 19, 19, 19]
+    assert y is None and weight.tolist() == [1] * 4 + [0] * 4
+    assert x["candidate_mask"].tolist() == [True] * 4 + [False] * 4
+    model = reading.two_towers(mask=True)
+    assert model.evaluate(dataset, verbose=0) > 0

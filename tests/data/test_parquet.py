@@ -1,0 +1,121 @@
+"""Parquet files, larger than memory."""
+
+import pathlib
+
+import numpy as np
+import pyarrow.dataset
+import pyarrow.parquet
+import pytest
+
+from inbatch_neg import full_batches
+from inbatch_neg.data import parquet, stream
+from tests.data import reading
+from tests.data.reading import column, epoch
+
+ROWS = 60
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three files of 20 rows, in row groups of 5."""
+    for number in range(3):
+        ids = np.arange(20 * number, 20 * number + 20)
+        pyarrow.parquet.write_table(
+            pyarrow.table(
+                {
+                    "user": ids,
+                    "item": ROWS - 1 - ids,
+                    "day": ids.astype("datetime64[D]"),
+                }
+            ),
+            tmp_path / f"part-{number}.parquet",
+            row_group_size=5,
+        )
+    return tmp_path
+
+
+COLUMNS = ["user", "item"]
+FORMS = {
+    "path": lambda folder: folder,
+    "string": str,
+    "paths": lambda folder: sorted(folder.iterdir()),
+    "strings": lambda folder: sorted(map(str, folder.iterdir())),
+    "dataset": lambda folder: pyarrow.dataset.dataset(folder),
+    "in memory": lambda folder: pyarrow.dataset.dataset(
+        pyarrow.dataset.dataset(folder).to_table()
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_in_order(form, folder):
+    dataset = full_batches(FORMS[form](folder), 16, columns=COLUMNS)
+    assert len(dataset) == 3
+    for _ in range(2):
+        batches = epoch(dataset)
+        assert list(batches[0]) == COLUMNS
+        assert column(batches, "user").tolist() == list(range(48))
+        assert column(batches, "item").tolist() == list(range(59, 11, -1))
+
+
+@pytest.mark.parametrize("form", ["path", "in memory"])
+@pytest.mark.parametrize("buffer", [7, 1000])
+def test_shuffled(form, buffer, folder, monkeypatch):
+    monkeypatch.setattr(stream, "SHUFFLE_BUFFER", buffer)
+    monkeypatch.setattr(parquet, "_CHUNK", 9)
+
+    def epochs(seed):
+        dataset = full_batches(
+            FORMS[form](folder), 4, shuffle=True, seed=seed, columns=COLUMNS
+        )
+        orders = []
+        for _ in range(2):
+            batches = epoch(dataset)
+            users = column(batches, "user")
+            np.testing.assert_array_equal(
+                column(batches, "item"), ROWS - 1 - users
+            )
+            assert sorted(users) == list(range(ROWS))
+            orders.append(users.tolist())
+        return orders
+
+    first = epochs(1)
+    assert first[0] != first[1]
+    assert first == epochs(1)
+    assert first != epochs(2)
+    if form == "path":
+        # Rows of the last file come first, though the buffer is small.
+        assert any(epochs(seed)[0][0] >= 40 for seed in range(4))
+
+
+def test_one_file(folder):
+    dataset = full_batches(folder / "part-1.parquet", 16, columns=["user"])
+    assert column(epoch(dataset), "user").tolist() == list(range(20, 36))
+
+
+def test_fit(folder):
+    dataset = full_batches(folder, 8, shuffle=True, seed=1, columns=COLUMNS)
+    reading.check_fit(dataset, 7)
+
+
+def test_what_is_refused(folder):
+    with pytest.raises(TypeError, match=r"data\['day'\].*dates"):
+        full_batches(folder, 16)
+    with pytest.raises(ValueError, match=r"'day'\].*\['itm'\]"):
+        full_batches(folder, 16, columns=["itm"])
+    with pytest.raises(ValueError, match="`batch_size`.*: 60 rows"):
+        full_batches(folder, 64, columns=COLUMNS)
+    with pytest.raises(ValueError, match="`data`.*does not exist"):
+        full_batches(folder / "none.parquet", 16)
+    with pytest.raises(ValueError, match="`data`.*does not exist"):
+        full_batches([str(pathlib.Path("none.parquet"))], 16)
+    with pytest.raises(TypeError, match="`batched=True`"):
+        full_batches(folder, 16, batched=True)
+
+
+def test_missing_values_are_named(tmp_path):
+    pyarrow.parquet.write_table(
+        pyarrow.table({"user": [1, 2, None, 4]}), tmp_path / "a.parquet"
+    )
+    with pytest.raises(ValueError, match=r"data\['user'\].*1 of 4.*Fill"):
+        epoch(full_batches(tmp_path, 2))

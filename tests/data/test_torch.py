@@ -1,0 +1,200 @@
+"""PyTorch's datasets and loaders."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch.utils import data as torch_data
+
+from inbatch_neg import full_batches
+from inbatch_neg.data import torch as source
+from tests.data import reading
+from tests.data.reading import BACKEND, column, epoch
+
+ROWS = 20
+
+
+class Rows(torch_data.Dataset):
+    """Rows of random access: a dict each."""
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, index):
+        if not 0 <= index < ROWS:
+            raise IndexError
+        return {"user": index, "item": ROWS - 1 - index}
+
+
+class Stream(torch_data.IterableDataset):
+    """The same rows, in order."""
+
+    def __iter__(self):
+        yield from Rows()
+
+
+class Pairs(Rows):
+    """A tuple each: `(x, y)`."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index), float(index)
+
+
+DATASETS = {"map": Rows, "iterable": Stream, "pairs": Pairs}
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_datasets(kind):
+    dataset = full_batches(DATASETS[kind](), 8)
+    for _ in range(2):
+        batches = epoch(dataset)
+        assert column(batches, "user").tolist() == list(range(16))
+        assert column(batches, "item").tolist() == list(range(19, 3, -1))
+    if kind != "iterable":
+        assert len(dataset) == 2
+    if BACKEND == "tensorflow":
+        reading.assert_static(dataset, 8)
+    else:
+        assert isinstance(dataset, torch_data.DataLoader)
+        assert dataset.batch_size == 8 and dataset.drop_last
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_fit(kind):
+    dataset = full_batches(DATASETS[kind](), 8, shuffle=True, seed=1)
+    reading.check_fit(dataset, batches=2)
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_shuffled_with_the_seed(kind, monkeypatch):
+    monkeypatch.setattr(source, "SHUFFLE_BUFFER", 7)
+
+    def epochs(seed):
+        dataset = full_batches(DATASETS[kind](), 4, shuffle=True, seed=seed)
+        orders = [column(epoch(dataset), "user").tolist() for _ in range(2)]
+        for order in orders:
+            assert sorted(order) == list(range(ROWS))
+        return orders
+
+    first = epochs(1)
+    assert first[0] != first[1]
+    assert first == epochs(1)
+    assert first != epochs(2)
+
+
+def test_too_few_rows():
+    with pytest.raises(ValueError, match="`batch_size`.*24.*: 20 rows"):
+        full_batches(Rows(), 24)
+    with pytest.raises(ValueError, match="`batch_size`.*24.*: 20 rows"):
+        epoch(full_batches(Stream(), 24))
+
+
+@pytest.mark.parametrize("kind", DATASETS)
+def test_it_logs_once_what_is_left_out(kind, caplog):
+    with caplog.at_level(logging.INFO, "inbatch_neg"):
+        dataset = full_batches(DATASETS[kind](), 8)
+        for _ in range(2):
+            epoch(dataset)
+    (message,) = caplog.messages
+    assert "last 4 of 20 rows" in message
+
+
+@pytest.mark.parametrize("kind", ["map", "pairs"])
+def test_columns(kind):
+    batches = epoch(full_batches(DATASETS[kind](), 8, columns=["item"]))
+    for batch in batches:
+        x = batch[0] if isinstance(batch, tuple) else batch
+        assert list(x) == ["item"]
+    with pytest.raises(ValueError, match=r"\['itm'\]"):
+        epoch(full_batches(DATASETS[kind](), 8, columns=["itm"]))
+
+
+class Ragged(Rows):
+    def __getitem__(self, index):
+        return {"user": index, "tags": torch.ones(index)}
+
+
+class Names(Rows):
+    def __getitem__(self, index):
+        return {"user": index, "day": np.datetime64("2020-01-01")}
+
+
+@pytest.mark.parametrize("rows, name", [(Ragged, "tags"), (Names, "day")])
+def test_rows_that_cannot_be_joined(rows, name):
+    with pytest.raises(ValueError, match=rf"data\['{name}'\].*Pad"):
+        epoch(full_batches(rows(), 8))
+
+
+def loader(dataset=None, size=8, **arguments):
+    arguments = {"drop_last": True, **arguments}
+    return torch_data.DataLoader(
+        Rows() if dataset is None else dataset, size, **arguments
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", DATASETS)
+def test_a_full_loader(kind, workers):
+    if kind == "iterable":
+        workers = 0  # it would yield its rows twice
+    data = loader(DATASETS[kind](), num_workers=workers)
+    dataset = full_batches(data, 8)
+    if BACKEND == "torch":
+        assert dataset is data
+    elif BACKEND == "jax":
+        assert dataset.num_workers == workers
+    batches = epoch(dataset)
+    assert column(batches, "user").tolist() == list(range(16))
+    reading.check_fit(dataset, batches=2)
+
+
+LOADERS = {
+    "size": ({"size": 4}, {}, "`batch_size=8`.*batched=True"),
+    "partial": ({"drop_last": False}, {}, "`drop_last=True`"),
+    "no size": ({"size": None, "drop_last": False}, {}, "batched=True"),
+    "few": ({"dataset": torch_data.Subset(Rows(), [1])}, {}, ": 1 rows"),
+    "shuffle": ({}, {"shuffle": True}, "`shuffle=True`"),
+    "pad": ({}, {"remainder": "pad"}, "`drop_last=False`"),
+}
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_loaders_that_are_not_full(kind):
+    arguments, options, words = LOADERS[kind]
+    with pytest.raises(ValueError, match=words):
+        full_batches(loader(**arguments), 8, **options)
+
+
+def test_a_loader_is_regrouped():
+    data = loader(size=3, drop_last=False)
+    batches = epoch(full_batches(data, 8, batched=True))
+    assert column(batches, "user").tolist() == list(range(16))
+
+
+def test_columns_of_a_loader():
+    data = loader()
+    batches = epoch(full_batches(data, 8, columns=["item"]))
+    names = [
+        list(batch[0] if isinstance(batch, tuple) else batch)
+        for batch in batches
+    ]
+    assert names == [["item"]] * 2
+    assert sorted(next(iter(data))) == ["item", "user"]  # not the same one
+
+
+@pytest.mark.parametrize("kind", ["map", "iterable", "loader"])
+def test_padded(kind):
+    if kind == "loader":
+        data = loader(drop_last=False)
+    else:
+        data = DATASETS[kind]()
+    dataset = full_batches(data, 8, remainder="pad")
+    batches = epoch(dataset)
+    assert len(batches) == 3
+    x, y, weight = batches[2]
+    assert x["user"].tolist() == [16, 17, 18, 19, 19, 19, 19, 19]
+    assert y is None and weight.tolist() == [1] * 4 + [0] * 4
+    assert x["candidate_mask"].tolist() == [True] * 4 + [False] * 4
+    model = reading.two_towers(mask=True)
+    assert np.isfinite(model.evaluate(dataset, verbose=0))
