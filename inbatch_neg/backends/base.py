@@ -260,6 +260,6 @@ class Backend:
     def restore_model_state(self) -> contextlib.AbstractContextManager:
         """Lets an exception leave a Keras step without loss of weights.
 
-        Every public layer, loss and metric raises inside of this context.
+        Every public layer, loss, metric and function raises inside of it.
         """
         return contextlib.nullcontext()

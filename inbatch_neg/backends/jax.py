@@ -32,7 +32,15 @@ class JaxBackend(Backend):
 
     def restore_model_state(self) -> contextlib.AbstractContextManager:
         """Assigns the weights again that a stateless step has taken out."""
-        return keras_internals.restore_model_state()
+        return keras_internals.restore_model_state(_is_value)
+
+
+def _is_value(value: Tensor) -> bool:
+    return (
+        isinstance(value, jax.Array)
+        and not isinstance(value, jax.core.Tracer)
+        and not value.is_deleted()
+    )
 
 
 class _MeshSharding(Sharding):
