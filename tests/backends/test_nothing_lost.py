@@ -10,9 +10,9 @@ from itertools import compress
 import keras
 import numpy as np
 import pytest
-from helpers import BACKEND, assert_all_equal, to_numpy
 
 import inbatch_neg
+from tests.helpers import BACKEND, assert_all_equal, to_numpy
 
 pytestmark = pytest.mark.filterwarnings(
     "error::pytest.PytestUnhandledThreadExceptionWarning"
