@@ -72,19 +72,19 @@ def in_batch_softmax_loss(
     References: Yi et al. 2019, "Sampling-bias-corrected neural modeling for
     large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996).
     """
-    batch = arguments.to_tensors(
-        Batch(
-            query,
-            candidate,
-            candidate_ids=candidate_ids,
-            query_ids=query_ids,
-            candidate_sampling_probability=candidate_sampling_probability,
-            candidate_mask=candidate_mask,
-            sample_weight=sample_weight,
-        )
+    batch = Batch(
+        query,
+        candidate,
+        candidate_ids=candidate_ids,
+        query_ids=query_ids,
+        candidate_sampling_probability=candidate_sampling_probability,
+        candidate_mask=candidate_mask,
+        sample_weight=sample_weight,
     )
-    arguments.check_batch(batch, backend)
-    temperature = arguments.temperature(temperature)
+    with backend.restore_model_state():
+        batch = arguments.to_tensors(batch)
+        arguments.check_batch(batch, backend)
+        temperature = arguments.temperature(temperature)
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
@@ -119,16 +119,17 @@ def rotation_logits(
     >>> rotation_logits(np.eye(2), np.eye(2), [1]).shape[1]
     2
     """
-    query = arguments.to_tensor("query", query)
-    candidate = arguments.to_tensor("candidate", candidate)
-    arguments.vectors(query, candidate)
-    if candidate.shape[0] != query.shape[0]:
-        raise ValueError(
-            "`candidate` must have as many rows as `query` to rotate. "
-            f"Received: query.shape={tuple(query.shape)}, "
-            f"candidate.shape={tuple(candidate.shape)}"
-        )
-    shifts = arguments.shifts(shifts, query.shape[0])
+    with backend.restore_model_state():
+        query = arguments.to_tensor("query", query)
+        candidate = arguments.to_tensor("candidate", candidate)
+        arguments.vectors(query, candidate)
+        if candidate.shape[0] != query.shape[0]:
+            raise ValueError(
+                "`candidate` must have as many rows as `query` to rotate. "
+                f"Received: query.shape={tuple(query.shape)}, "
+                f"candidate.shape={tuple(candidate.shape)}"
+            )
+        shifts = arguments.shifts(shifts, query.shape[0])
     dtype = compute_dtype(query, candidate)
     query, candidate = ops.cast(query, dtype), ops.cast(candidate, dtype)
     positive = ops.sum(query * candidate, axis=1, keepdims=True)

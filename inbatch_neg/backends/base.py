@@ -100,9 +100,11 @@ class Backend:
     """The defaults, which hold on every backend unless it overrides them.
 
     Attributes:
+        name: As Keras calls it.
         id_dtypes: What ids may be; every one of these can be sorted.
     """
 
+    name: str
     id_dtypes: tuple[str, ...] = (
         "int8",
         "int16",
@@ -280,6 +282,6 @@ class Backend:
     def restore_model_state(self) -> contextlib.AbstractContextManager:
         """Lets an exception leave a Keras step without loss of weights.
 
-        Every public layer, loss and metric raises inside of this context.
+        Every public layer, loss, metric and function raises inside of it.
         """
         return contextlib.nullcontext()

@@ -14,6 +14,7 @@ from inbatch_neg.backends.base import Backend, Collectives, Sharding, Tensor
 class JaxBackend(Backend):
     """JAX, with the tensors of the global batch under a distribution."""
 
+    name = "jax"
     id_dtypes = (*Backend.id_dtypes, "uint64")
 
     def are_readable(self, tensor: Tensor) -> bool:
@@ -40,7 +41,15 @@ class JaxBackend(Backend):
 
     def restore_model_state(self) -> contextlib.AbstractContextManager:
         """Assigns the weights again that a stateless step has taken out."""
-        return keras_internals.restore_model_state()
+        return keras_internals.restore_model_state(_is_value)
+
+
+def _is_value(value: Tensor) -> bool:
+    return (
+        isinstance(value, jax.Array)
+        and not isinstance(value, jax.core.Tracer)
+        and not value.is_deleted()
+    )
 
 
 class _MeshSharding(Sharding):

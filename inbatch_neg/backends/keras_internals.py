@@ -5,16 +5,17 @@ fails there first:
 
 - whether Keras traces shapes alone (`SymbolicScope.original_scope`);
 - how an error passes Keras and AutoGraph unchanged (two attributes);
-- which local variable of a JAX step holds the weights (`state`), and that the
-  model's own variables are empty meanwhile (`_value`);
+- which local variable of a JAX step holds the weights (`state`), in which
+  module, whether the model has them already (`_jax_state_synced`), and that
+  its own variables are empty meanwhile (`_value`);
 - which attribute of a model holds its compiled step (`train_function`, ...);
 - the device mesh of a distribution (`device_mesh.backend_mesh`).
 """
 
 import contextlib
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -53,20 +54,23 @@ def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def restore_model_state() -> Iterator[None]:
+def restore_model_state(is_value: Callable[[Any], bool]) -> Iterator[None]:
     """Assigns a model's weights again when an error leaves a JAX step.
 
     While `fit`, `evaluate` and `predict` run on JAX, Keras empties the model
-    and keeps the weights in a local variable, `state`. An exception from
-    `evaluate`, `predict` or the first step of `fit` loses that variable, and
-    with it the trained model. Nothing else refers to the weights: the model's
-    variables are empty, and the step's own arguments are tracers. So the
-    variable is looked up on the stack.
+    and keeps the weights in a local variable, `state`. An exception loses
+    that variable, and with it the trained model. Nothing else refers to the
+    weights: the model's variables are empty, and the step's own arguments are
+    tracers. So the variable is looked up on the stack.
+
+    Args:
+        is_value: Whether an entry of `state` is an array that still has its
+            memory: no tracer, and not donated to a step.
     """
     try:
         yield
     except Exception:
-        _restore()
+        _restore(is_value)
         raise
 
 
@@ -84,6 +88,9 @@ _VARIABLES_IN_STATE = {
     "predict_on_batch": ("trainable", "non_trainable"),
 }
 
+# The module of `fit` and the others, and of what they call between steps.
+_TRAINER = "keras.src.backend.jax.trainer"
+
 
 def _frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
@@ -92,24 +99,41 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _restore() -> None:
+def _restore(is_value: Callable[[Any], bool]) -> None:
+    newest = None
     for frame in _frames():
-        names = _VARIABLES_IN_STATE.get(frame.f_code.co_name)
-        model = frame.f_locals.get("self")
+        if frame.f_globals.get("__name__") != _TRAINER:
+            continue
         state = frame.f_locals.get("state")
-        if (
-            names
-            and isinstance(model, keras.Model)
-            and isinstance(state, tuple)
-        ):
-            # The scope of the stateless step and the trace are local to the
-            # thread, hence a thread of its own.
-            thread = threading.Thread(
-                target=_assign, args=(model, names, state)
-            )
-            thread.start()
-            thread.join()
+        # With `steps_per_execution` the first step of several takes the
+        # memory of the outer `state`, and an inner one is newer.
+        if newest is None and _is_state(state, is_value):
+            newest = state
+        names = _VARIABLES_IN_STATE.get(frame.f_code.co_name)
+        if names:
+            model = frame.f_locals["self"]
+            # Otherwise the model has its weights, perhaps newer ones.
+            if newest is not None and not model._jax_state_synced:
+                _assign_in_a_thread(model, names, newest)
             return
+
+
+def _is_state(state: Any, is_value: Callable[[Any], bool]) -> bool:
+    return isinstance(state, tuple) and all(
+        is_value(value) for value in keras.tree.flatten(state)
+    )
+
+
+def _assign_in_a_thread(
+    model: keras.Model, names: Sequence[str], state: tuple[Any, ...]
+) -> None:
+    # The scope of the stateless step and the trace are local to the thread,
+    # hence a thread of its own.
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(_assign, model, names, state).result()
+    # Or `fit` would assign the state of an earlier step when it ends.
+    model._jax_state = None
+    model._jax_state_synced = True
 
 
 def _assign(

@@ -13,6 +13,7 @@ from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor
 class TensorFlowBackend(Backend):
     """TensorFlow, eager, in `tf.function`, and under `tf.distribute`."""
 
+    name = "tensorflow"
     id_dtypes = (*Backend.id_dtypes, "uint64", "string")
 
     def are_readable(self, tensor: Tensor) -> bool:

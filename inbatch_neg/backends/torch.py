@@ -15,6 +15,8 @@ from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor, Tuning
 class TorchBackend(Backend):
     """PyTorch, eager or compiled, and in a default process group."""
 
+    name = "torch"
+
     def are_readable(self, tensor: Tensor) -> bool:
         """True for eager tensors on the CPU; a GPU would have to wait."""
         return (

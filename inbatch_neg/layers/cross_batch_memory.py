@@ -86,11 +86,12 @@ class CrossBatchMemory(keras.layers.Layer):
     ) -> None:
         """Creates the slots, all of them empty."""
         if len(candidate_shape) != 2 or candidate_shape[1] is None:
-            raise ValueError(
-                "`candidate` must have shape (rows, dimensions), with known "
-                "dimensions. Received: "
-                f"candidate.shape={tuple(candidate_shape)}"
-            )
+            with backend.restore_model_state():
+                raise ValueError(
+                    "`candidate` must have shape (rows, dimensions), with "
+                    "known dimensions. Received: "
+                    f"candidate.shape={tuple(candidate_shape)}"
+                )
         options = {
             "trainable": False,
             "autocast": False,
