@@ -6,7 +6,8 @@ fails there first:
 - whether Keras traces shapes alone (`SymbolicScope.original_scope`);
 - how an error passes Keras and AutoGraph unchanged (two attributes);
 - which local variable of a JAX step holds the weights (`state`);
-- the device mesh of a distribution (`device_mesh.backend_mesh`).
+- the device mesh of a distribution (`device_mesh.backend_mesh`);
+- how a layer enters the paths of its weights (`_open_name_scope`).
 """
 
 import contextlib
@@ -35,6 +36,13 @@ class UnchangedMessage:
 
     _keras_call_info_injected = True
     ag_pass_through = True
+
+
+class NoNameScope:
+    """For a layer around another one, whose weights keep their paths."""
+
+    def _open_name_scope(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
 
 
 def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:
