@@ -12,6 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from inbatch_neg.backends.tower_call import TowerCall
+
 # A tensor of whichever backend Keras runs on, eager or symbolic.
 Tensor: TypeAlias = Any
 # A Python int where the size is static, else a scalar tensor.
@@ -222,6 +224,30 @@ class Backend:
     def full_precision_matmul(self) -> contextlib.AbstractContextManager:
         """While inside, a GPU multiplies float32 matrices with all bits."""
         return contextlib.nullcontext()
+
+    # A tower in chunks of rows
+
+    def is_dense(self, tensor: Tensor) -> bool:
+        """Whether a tensor is neither sparse nor ragged."""
+        raise NotImplementedError
+
+    def run_in_chunks(
+        self, call: TowerCall, chunk_size: int
+    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+        """Returns what a tower makes of its rows, a chunk of them at a time.
+
+        Keeps the activations of one chunk alone. The gradient runs each chunk
+        again, from the state that the tower had before it.
+
+        Args:
+            call: The call of the tower.
+            chunk_size: Rows of a chunk.
+
+        Returns:
+            The outputs, and the variables that the tower assigns with their
+            new values, not assigned yet.
+        """
+        raise NotImplementedError
 
     # Sizes that are known at run time alone
 

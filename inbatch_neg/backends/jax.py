@@ -7,8 +7,9 @@ import jax
 import keras
 from jax.sharding import NamedSharding, PartitionSpec
 
-from inbatch_neg.backends import keras_internals
+from inbatch_neg.backends import chunked_jax, keras_internals
 from inbatch_neg.backends.base import Backend, Collectives, Sharding, Tensor
+from inbatch_neg.backends.tower_call import TowerCall
 
 
 class JaxBackend(Backend):
@@ -26,6 +27,16 @@ class JaxBackend(Backend):
     def compile(self, function: Callable, xla: bool = True) -> Callable:
         """Compiles with XLA, the only compiler that JAX has."""
         return jax.jit(function)
+
+    def is_dense(self, tensor: Tensor) -> bool:
+        """Refuses JAX' experimental sparse arrays."""
+        return chunked_jax.is_dense(tensor)
+
+    def run_in_chunks(
+        self, call: TowerCall, chunk_size: int
+    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+        """A `scan` over `jax.checkpoint`."""
+        return chunked_jax.run_in_chunks(call, chunk_size)
 
     def full_precision_matmul(self) -> contextlib.AbstractContextManager:
         """Sets JAX' own precision of matrix products."""

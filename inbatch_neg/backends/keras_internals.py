@@ -9,7 +9,8 @@ fails there first:
   module, whether the model has them already (`_jax_state_synced`), and that
   its own variables are empty meanwhile (`_value`);
 - which attribute of a model holds its compiled step (`train_function`, ...);
-- the device mesh of a distribution (`device_mesh.backend_mesh`).
+- the device mesh of a distribution (`device_mesh.backend_mesh`);
+- how a layer enters the paths of its weights (`_open_name_scope`).
 """
 
 import contextlib
@@ -38,6 +39,13 @@ class UnchangedMessage:
 
     _keras_call_info_injected = True
     ag_pass_through = True
+
+
+class NoNameScope:
+    """For a layer around another one, whose weights keep their paths."""
+
+    def _open_name_scope(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
 
 
 def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:

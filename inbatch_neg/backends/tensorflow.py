@@ -3,11 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import keras
 import tensorflow as tf
 from keras import ops
 
-from inbatch_neg.backends import keras_internals
+from inbatch_neg.backends import chunked_tensorflow, keras_internals
 from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor
+from inbatch_neg.backends.tower_call import TowerCall
 
 
 class TensorFlowBackend(Backend):
@@ -52,6 +54,16 @@ class TensorFlowBackend(Backend):
         """
         with tf.control_dependencies([earlier]):
             return tf.identity(tensor)
+
+    def is_dense(self, tensor: Tensor) -> bool:
+        """Refuses `RaggedTensor` and `SparseTensor`."""
+        return chunked_tensorflow.is_dense(tensor)
+
+    def run_in_chunks(
+        self, call: TowerCall, chunk_size: int
+    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+        """Two loops in a `tf.custom_gradient`."""
+        return chunked_tensorflow.run_in_chunks(call, chunk_size)
 
     @contextlib.contextmanager
     def full_precision_matmul(self) -> Iterator[None]:

@@ -5,11 +5,14 @@ import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 
+import keras
 import torch
 from keras import ops
 from torch import distributed
 
+from inbatch_neg.backends import chunked_torch
 from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor, Tuning
+from inbatch_neg.backends.tower_call import TowerCall
 
 
 class TorchBackend(Backend):
@@ -80,6 +83,16 @@ class TorchBackend(Backend):
             order = scores.sort(dim=1, descending=True, stable=True)
             best, places = order.values[:, :k], order.indices[:, :k]
         return best, ops.cast(places, "int32")
+
+    def is_dense(self, tensor: Tensor) -> bool:
+        """Refuses sparse and nested layouts."""
+        return chunked_torch.is_dense(tensor)
+
+    def run_in_chunks(
+        self, call: TowerCall, chunk_size: int
+    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+        """A custom autograd function."""
+        return chunked_torch.run_in_chunks(call, chunk_size)
 
     @contextlib.contextmanager
     def full_precision_matmul(self) -> Iterator[None]:
