@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import keras
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from inbatch_neg.backends import keras_internals
@@ -13,6 +14,12 @@ from inbatch_neg.backends.base import Backend, Collectives, Sharding, Tensor
 
 class JaxBackend(Backend):
     """JAX, with the tensors of the global batch under a distribution."""
+
+    def known_value(self, tensor: Tensor) -> np.ndarray | None:
+        """Reads what is no tracer."""
+        if tensor is None or isinstance(tensor, jax.core.Tracer):
+            return None
+        return np.asarray(tensor)
 
     def compile(self, function: Callable, xla: bool = True) -> Callable:
         """Compiles with XLA, the only compiler that JAX has."""
