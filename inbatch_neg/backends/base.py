@@ -152,6 +152,10 @@ class Backend:
         best, places = ops.top_k(scores, k)
         return best, ops.cast(places, "int32")
 
+    def maximum(self, one: Tensor, other: Tensor) -> Tensor:
+        """Returns the entrywise maximum, NaN where one of them is NaN."""
+        return ops.maximum(one, other)
+
     def hash_strings(self, ids: Tensor) -> Tensor:
         """Returns the ids, strings as integers of 63 bits."""
         return ids

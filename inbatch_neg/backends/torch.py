@@ -79,6 +79,10 @@ class TorchBackend(Backend):
             best, places = order.values[:, :k], order.indices[:, :k]
         return best, ops.cast(places, "int32")
 
+    def maximum(self, one: Tensor, other: Tensor) -> Tensor:
+        """Keeps float64, of which Keras makes float32."""
+        return torch.maximum(one, other)
+
     @contextlib.contextmanager
     def full_precision_matmul(self) -> Iterator[None]:
         """Turns TensorFloat-32 off, and gradients too."""

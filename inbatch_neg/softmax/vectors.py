@@ -69,7 +69,7 @@ def first_best(products: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
     best, better = next(products), []
     for product in products:
         better.append(ops.greater(product, best))
-        best = ops.maximum(best, product)
+        best = backend.maximum(best, product)
     return best, better
 
 
@@ -96,7 +96,7 @@ def best_of(tensors: Sequence[Tensor]) -> Tensor:
 
     def best_score(*tensors: Tensor) -> tuple[Tensor, Callable]:
         best, better = first_best(tensors)
-        return best, lambda upstream: shares(upstream, better)
+        return best, lambda upstream: tuple(shares(upstream, better))
 
     return backend.custom_gradient(best_score)(*tensors)
 
