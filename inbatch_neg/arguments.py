@@ -132,16 +132,25 @@ def shifts(shifts: Any, rows: int | None) -> Tensor:
     return keras.ops.cast(shifts, "int32")
 
 
-def vectors(query: Tensor, candidate: Tensor) -> None:
-    """Refuses queries (B, D) and candidates (C, D) that do not fit."""
+def vectors(query: Tensor, candidate: Tensor, several: bool = False) -> None:
+    """Refuses queries and candidates that do not fit.
+
+    Args:
+        query: (B, D).
+        candidate: (C, D).
+        several: Whether queries (B, P, D) fit too.
+    """
     for name, tensor in (("query", query), ("candidate", candidate)):
-        _rank(name, tensor, 2, "(rows, dimensions)")
+        if several and name == "query" and _has_vectors(query):
+            _vectors_a_row(query)
+        else:
+            _rank(name, tensor, 2, "(rows, dimensions)")
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         if not dtype.startswith(("float", "bfloat")):
             raise TypeError(
                 f"`{name}` must hold floats. Received: dtype={dtype}"
             )
-    rows, dimensions = query.shape
+    rows, *_, dimensions = query.shape
     candidates, candidate_dimensions = candidate.shape
     if _differ(dimensions, candidate_dimensions):
         raise ValueError(
@@ -255,6 +264,42 @@ def mask(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     _length(name, tensor, rows, of)
 
 
+def query_mask(mask: Tensor, query: Tensor) -> None:
+    """Refuses a mask that is not one bool per vector of `query`."""
+    if mask is None:
+        return
+    if not _has_vectors(query):
+        raise ValueError(
+            "`query_mask` needs queries of shape (rows, vectors, dimensions), "
+            "whose vectors it leaves out. Without several vectors a row leave "
+            f"it out. Received: query.shape={_shape(query)}"
+        )
+    _rank("query_mask", mask, 2, "(rows, vectors)")
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if dtype != "bool":
+        raise TypeError(
+            "`query_mask` must hold bools, True where a vector takes part. "
+            f"Received: dtype={dtype}"
+        )
+    if any(map(_differ, mask.shape, query.shape)):
+        raise ValueError(
+            "`query_mask` must have one entry per vector of `query`. "
+            f"Received: query_mask.shape={_shape(mask)}, "
+            f"query.shape={_shape(query)}"
+        )
+
+
+def some_vectors(mask: np.ndarray | None) -> None:
+    """Refuses a `query_mask` whose values are known and leave a row empty."""
+    if mask is None or mask.any(axis=1).all():
+        return
+    raise ValueError(
+        "`query_mask` must leave every row at least one vector. Leave such "
+        "rows out of the batch, or give them a weight of 0 and any vector. "
+        f"Received: row {int(mask.any(axis=1).argmin())} without any"
+    )
+
+
 def weight(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     """Refuses weights that are not one number per row of `of`."""
     if tensor is None:
@@ -274,7 +319,8 @@ def check_batch(batch: Batch, backend: Backend) -> None:
         backend: Says which dtypes ids may have, and which values it can
             read at little cost.
     """
-    vectors(batch.query, batch.candidate)
+    vectors(batch.query, batch.candidate, several=True)
+    query_mask(batch.query_mask, batch.query)
     rows, candidates = batch.query.shape[0], batch.candidate.shape[0]
     check_candidate_fields(batch, candidates, backend)
     ids("query_ids", batch.query_ids, rows, "query", backend)
@@ -294,6 +340,21 @@ def check_candidate_fields(
         backend,
     )
     mask("candidate_mask", batch.candidate_mask, candidates, "candidate")
+
+
+def _has_vectors(query: Tensor) -> bool:
+    return len(getattr(query, "shape", ())) == 3
+
+
+def _vectors_a_row(query: Tensor) -> None:
+    """Refuses queries (B, P, D) without vectors, or with an unknown P."""
+    if not query.shape[1]:
+        raise ValueError(
+            "`query` of shape (rows, vectors, dimensions) must have a static "
+            "number of vectors, 1 or more. Pad rows that have fewer, and leave "
+            "the padding out with `query_mask`. Received: "
+            f"query.shape={_shape(query)}"
+        )
 
 
 def _rank(name: str, tensor: Tensor, rank: int, form: str) -> None:

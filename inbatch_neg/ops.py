@@ -21,6 +21,7 @@ def in_batch_softmax_loss(
     candidate_sampling_probability: Tensor = None,
     candidate_mask: Tensor = None,
     sample_weight: Tensor = None,
+    query_mask: Tensor = None,
     temperature: float | Tensor = 1.0,
 ) -> Tensor:
     """Softmax loss of each row's positive among the candidates of the batch.
@@ -37,7 +38,10 @@ def in_batch_softmax_loss(
     tensor `temperature`.
 
     Args:
-        query: (B, D) floats, B of 2 or more.
+        query: (B, D) floats, B of 2 or more. Or (B, P, D), P vectors a row:
+            `<query_i, candidate_j>` is then the largest product of any of
+            them, and its gradient goes to that one, of equal ones to the
+            first.
         candidate: (C, D) floats, C of B or more. Row i is the positive of
             query i; rows B and up are extra negatives for every row.
         candidate_ids: (C,) integers (strings too on TensorFlow). A negative
@@ -51,6 +55,10 @@ def in_batch_softmax_loss(
         candidate_mask: (C,) bools. False leaves that candidate out of
             everybody's negatives. A row's own positive always stays.
         sample_weight: (B,) numbers, multiply the losses.
+        query_mask: (B, P) bools, with queries (B, P, D). False leaves that
+            vector out. A row needs one that is not left out: an eager call
+            refuses it otherwise, and in a compiled step it counts as one
+            vector of zeros, with a gradient of 0.
         temperature: Number above 0, or a scalar tensor, divides the scores.
 
     Returns:
@@ -80,15 +88,19 @@ def in_batch_softmax_loss(
         candidate_sampling_probability=candidate_sampling_probability,
         candidate_mask=candidate_mask,
         sample_weight=sample_weight,
+        query_mask=query_mask,
     )
     with backend.restore_model_state():
         batch = arguments.to_tensors(batch)
         arguments.check_batch(batch, backend)
+        arguments.some_vectors(backend.known_value(batch.query_mask))
         temperature = arguments.temperature(temperature)
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
-    return exact.batch_loss(batch, temperature, with_gradients=True)
+    return exact.batch_loss(
+        batch.fill_queries(), temperature, with_gradients=True
+    )
 
 
 def rotation_logits(

@@ -42,8 +42,12 @@ def softmax_loss(
     temperature=1.0,
     upstream=None,
     hardest=None,
+    query_mask=None,
 ):
     """Returns the losses (B,) and a dict of gradients.
+
+    One side may have P vectors a row, (B, P, D): the best product scores, of
+    equal ones the first. `query_mask` (B, P) leaves vectors out.
 
     The gradients are those of the sum of `upstream` times the losses, by
     "query", "candidate", "sample_weight" and "temperature". `hardest` keeps
@@ -74,14 +78,20 @@ def softmax_loss(
     for i in range(rows):
         # The positive first, then the negatives.
         members = [i, *negatives_of(i, candidates, *plain)]
-        if hardest is not None:
-            rank = {
-                j: candidate[j] @ query[i] / temperature - log_q[j]
-                for j in members[1:]
-            }
-            members[1:] = sorted(rank, key=lambda j: (-rank[j], j))[:hardest]
-        products = candidate[members] @ query[i]
+        products, of_query, of_candidate = best_products(
+            query[i],
+            candidate[members],
+            None if query_mask is None else query_mask[i],
+        )
         scores = products / temperature - log_q[members]
+        if hardest is not None:
+            order = sorted(
+                range(1, len(members)), key=lambda n: (-scores[n], members[n])
+            )
+            kept = [0, *order[:hardest]]
+            members = [members[n] for n in kept]
+            scores, products = scores[kept], products[kept]
+            of_query, of_candidate = of_query[kept], of_candidate[kept]
         largest = scores.max()
         exponentials = np.exp(scores - largest)
         total = exponentials.sum()
@@ -91,12 +101,46 @@ def softmax_loss(
         d_scores = exponentials / total
         d_scores[0] = -exponentials[1:].sum() / total
         d_products = upstream[i] * weight[i] * d_scores / temperature
-        gradients["query"][i] = d_products @ candidate[members]
-        for member, d_product in zip(members, d_products):
-            gradients["candidate"][member] += d_product * query[i]
+        # As if each row had several vectors: views of the gradients.
+        vectors, d_query = several(query[i]), several(gradients["query"][i])
+        for j, d_product, p, r in zip(
+            members, d_products, of_query, of_candidate
+        ):
+            d_candidate = several(gradients["candidate"][j])
+            d_query[p] += d_product * several(candidate[j])[r]
+            d_candidate[r] += d_product * vectors[p]
         gradients["sample_weight"][i] = upstream[i] * loss
         gradients["temperature"] -= d_products @ products / temperature
     return losses, gradients
+
+
+def several(row):
+    """Returns a view (P, D) of a row (P, D) or (D,)."""
+    return row if row.ndim == 2 else row[None]
+
+
+def best_products(query, candidates, allowed=None):
+    """Returns the best products of a row, and whose they are.
+
+    Args:
+        query: (D,), or (P, D), P vectors of which the first best one counts.
+        candidates: (K, D), or (K, P, D).
+        allowed: P bools, False for vectors that do not count, or None.
+
+    Returns:
+        (K,) products, and the numbers of the query's and of the candidates'
+        vectors that have them, (K,) each.
+    """
+    query = several(query)
+    if candidates.ndim == 2:
+        candidates = candidates[:, None]
+    table = np.einsum("pd,krd->kpr", query, candidates)
+    if allowed is not None:
+        table[:, ~np.asarray(allowed)] = -np.inf
+    table = table.reshape(len(table), -1)
+    first = table.argmax(axis=1)  # of equal ones the first
+    products = table[np.arange(len(table)), first]
+    return products, *np.divmod(first, candidates.shape[1])
 
 
 def rotation_logits(query, candidate, shifts, upstream=None):

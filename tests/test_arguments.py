@@ -16,11 +16,13 @@ WIDE = np.ones((4, 5), "float32")
 IDS = np.arange(4, dtype="int32")
 FLOATS = np.full(4, 0.5, "float32")
 BOOLS = np.ones(4, bool)
+SEVERAL = np.ones((4, 2, 3), "float32")
+MASK = np.ones((4, 2), bool)
 
 # What each tensor of a batch must not be: the error and words of it.
 BATCH = [
     ({"query": V[0]}, ValueError, r"`query`.*\(3,\)"),
-    ({"query": V[None]}, ValueError, r"`query`.*\(1, 4, 3\)"),
+    ({"query": V[None, None]}, ValueError, r"`query`.*\(1, 1, 4, 3\)"),
     ({"query": V.astype("int32")}, TypeError, "`query`.*int32"),
     ({"query": None}, TypeError, "`query`"),
     ({"query": 3}, (TypeError, ValueError), "`query`"),
@@ -68,6 +70,20 @@ BATCH = [
     ({"candidate_mask": IDS}, TypeError, "`candidate_mask`.*int32"),
     ({"candidate_mask": BOOLS[:3]}, ValueError, r"`candidate_mask`.*\(3,\)"),
     ({"candidate_mask": BOOLS[None]}, ValueError, "`candidate_mask`"),
+    ({"query": SEVERAL[:, :0]}, ValueError, r"`query`.*\(4, 0, 3\)"),
+    ({"query": SEVERAL[..., :2]}, ValueError, r"`query`.*\(4, 2, 2\)"),
+    ({"query": SEVERAL.astype("int32")}, TypeError, "`query`.*int32"),
+    ({"candidate": SEVERAL}, ValueError, r"`candidate`.*\(4, 2, 3\)"),
+    ({"query_mask": MASK}, ValueError, r"`query_mask` needs.*\(4, 3\)"),
+    *[
+        ({"query_mask": mask, "query": SEVERAL}, error, words)
+        for mask, error, words in (
+            (MASK[:, :1], ValueError, r"`query_mask`.*\(4, 1\)"),
+            (MASK[:3], ValueError, r"`query_mask`.*\(3, 2\)"),
+            (BOOLS, ValueError, r"`query_mask`.*\(4,\)"),
+            (MASK.astype("int32"), TypeError, "`query_mask`.*int32"),
+        )
+    ],
     ({"sample_weight": BOOLS}, TypeError, "`sample_weight`.*bool"),
     ({"sample_weight": FLOATS[:3]}, ValueError, r"`sample_weight`.*\(3,\)"),
     ({"sample_weight": FLOATS[:, None]}, ValueError, "`sample_weight`"),
@@ -160,6 +176,17 @@ def test_temperature_as_a_vector():
         ops.in_batch_softmax_loss(V, V, temperature=temperature)
 
 
+def test_an_unknown_number_of_vectors():
+    query, candidate = (
+        keras.KerasTensor((4, None, 3)),
+        keras.KerasTensor((4, 3)),
+    )
+    with pytest.raises(
+        ValueError, match="static number of vectors.*`query_mas"
+    ):
+        InBatchNegativeSoftmax()(query, candidate)
+
+
 @pytest.mark.parametrize("count", [4, 5, 100])
 def test_as_many_negatives_as_rows(count):
     layer = InBatchNegativeSoftmax(count)
@@ -192,6 +219,7 @@ def test_weight_of_logits(symbolic):
     "given, error, words",
     [
         ({"query": V[0]}, ValueError, "`query`"),
+        ({"query": SEVERAL}, ValueError, r"`query`.*\(4, 2, 3\)"),
         ({"candidate": WIDE}, ValueError, "`candidate`"),
         ({"candidate": np.ones((5, 3))}, ValueError, r"`candidate`.*\(5, 3\)"),
         ({"shifts": []}, ValueError, "`shifts`"),

@@ -72,6 +72,34 @@ def test_weight_by_hand():
     )
 
 
+# From the tests of TensorFlow Recommenders' `Retrieval`.
+MULTIPOINT = {
+    "query": [[[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]], [[2, 3, 4], [4, 3, 2]]],
+    "candidate": [[0.0, 1.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 0.0]],
+}
+MULTIPOINT_LOSSES = [
+    -math.log(1 / (1 + 2 * math.exp(3))),
+    -math.log(math.exp(5) / (math.e + 2 * math.exp(5))),
+]
+
+
+def test_several_vectors_by_hand():
+    losses, gradients = oracle.softmax_loss(**MULTIPOINT)
+    np.testing.assert_allclose(losses, MULTIPOINT_LOSSES)
+    # Row 0: 2 of both vectors, so the first has it; 5 of the second and of
+    # the first. p = 1 / (2 + e^-3) of both negatives.
+    p = 1 / (2 + math.exp(-3))
+    np.testing.assert_allclose(
+        gradients["query"][0], [[p, p - 2 * p, 0], [0, p, p]]
+    )
+    # Only the second vector: 2, 5, 3.
+    losses, _ = oracle.softmax_loss(
+        **MULTIPOINT, query_mask=[[False, True], [True, True]]
+    )
+    expected = math.log(1 + math.exp(3) + math.exp(1))
+    np.testing.assert_allclose(losses[0], expected)
+
+
 def test_rotation_by_hand():
     query = [[1.0], [2.0], [3.0]]
     candidate = [[1.0], [10.0], [100.0]]
@@ -84,8 +112,9 @@ def test_rotation_by_hand():
     )
 
 
+@pytest.mark.parametrize("several", [None, "query", "candidate"])
 @pytest.mark.parametrize("name", ["query", "candidate", "sample_weight"])
-def test_gradients_are_finite_differences(name):
+def test_gradients_are_finite_differences(name, several):
     rng = np.random.default_rng(1)
     upstream = rng.normal(size=3)
     rules = {
@@ -99,6 +128,8 @@ def test_gradients_are_finite_differences(name):
         "candidate": rng.normal(size=(5, 2)),
         "sample_weight": rng.uniform(0.5, 2, size=3),
     }
+    if several is not None:
+        values[several] = rng.normal(size=(len(values[several]), 4, 2))
 
     def total(temperature=0.7, **changed):
         losses, _ = oracle.softmax_loss(

@@ -170,6 +170,10 @@ class Backend:
         best, places = ops.top_k(scores, k)
         return best, ops.cast(places, "int32")
 
+    def maximum(self, one: Tensor, other: Tensor) -> Tensor:
+        """Returns the entrywise maximum, NaN where one of them is NaN."""
+        return ops.maximum(one, other)
+
     def hash_strings(self, ids: Tensor) -> Tensor:
         """Returns the ids, strings as integers of 63 bits."""
         return ids
@@ -178,6 +182,13 @@ class Backend:
         """Returns "int64", or "int32" where the backend has nothing wider."""
         widest = ops.convert_to_tensor(np.zeros(1, "int64"))
         return keras.backend.standardize_dtype(widest.dtype)
+
+    def known_value(self, tensor: Tensor) -> np.ndarray | None:
+        """Returns the values if they are on the host, None otherwise.
+
+        None while tracing, and where reading would wait for a device.
+        """
+        return None
 
     # Differentiation, compilation, order of execution
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -40,6 +41,10 @@ class TensorFlowBackend(Backend):
             return ids
         return tf.strings.to_hash_bucket_fast(ids, 2**63 - 1)
 
+    def known_value(self, tensor: Tensor) -> np.ndarray | None:
+        """Reads eager tensors and the constants of a graph."""
+        return None if tensor is None else tf.get_static_value(tensor)
+
     def compile(self, function: Callable, xla: bool = True) -> Callable:
         """Compiles with or without XLA."""
         return tf.function(function, jit_compile=xla)
@@ -52,6 +57,8 @@ class TensorFlowBackend(Backend):
         A graph starts whatever is ready, so the intermediate tensors of all
         its parts would be in memory at the same time.
         """
+        if tf.executing_eagerly():
+            return tensor
         with tf.control_dependencies([earlier]):
             return tf.identity(tensor)
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 import keras
+import numpy as np
 import torch
 from keras import ops
 from torch import distributed
@@ -57,6 +58,14 @@ class TorchBackend(Backend):
         """Adds in place."""
         return tensor.add_(self.matmul_no_grad(left, right))
 
+    def known_value(self, tensor: Tensor) -> np.ndarray | None:
+        """Reads what is on the CPU, unless it is being compiled."""
+        if tensor is None or tensor.device.type != "cpu":
+            return None
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        return tensor.numpy()
+
     def tuning(self, tensor: Tensor) -> Tuning:
         """Returns larger dense matrices and smaller chunks than elsewhere.
 
@@ -93,6 +102,10 @@ class TorchBackend(Backend):
     ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
         """A custom autograd function."""
         return chunked_torch.run_in_chunks(call, chunk_size)
+
+    def maximum(self, one: Tensor, other: Tensor) -> Tensor:
+        """Keeps float64, of which Keras makes float32."""
+        return torch.maximum(one, other)
 
     @contextlib.contextmanager
     def full_precision_matmul(self) -> Iterator[None]:

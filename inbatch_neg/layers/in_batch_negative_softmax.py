@@ -167,12 +167,15 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         candidate_sampling_probability: Tensor = None,
         candidate_mask: Tensor = None,
         sample_weight: Tensor = None,
+        query_mask: Tensor = None,
         training: bool | None = None,
     ) -> Tensor:
         """Returns the losses, or the logits, of a batch.
 
         Args:
-            query: (B, D) floats.
+            query: (B, D) floats. Or (B, P, D), P vectors a row, of which the
+                best one scores and gets the gradient, of equal ones the
+                first.
             candidate: (C, D) floats, C of B or more. Row i is the positive
                 of query i; rows B and up are extra negatives for every row.
             candidate_ids: (C,) integers (strings too on TensorFlow). A
@@ -186,6 +189,9 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 everybody's negatives. A row's own positive always stays.
             sample_weight: (B,) numbers, multiply the losses. With
                 `return_logits=True` give them to `fit` instead.
+            query_mask: (B, P) bools, with queries (B, P, D). False leaves
+                that vector out. A row without any is refused in an eager
+                call; in a compiled step it counts as one vector of zeros.
             training: Whether gradients will be wanted. `fit` says so by
                 itself; in a loop of your own pass `training=True`, or the
                 gradients cost a second walk.
@@ -206,6 +212,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             candidate_sampling_probability,
             candidate_mask,
             sample_weight,
+            query_mask,
         )
         with backend.restore_model_state():
             if keras_internals.in_symbolic_call():
@@ -220,6 +227,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         if self.cross_replica:
             batch = replicas.check_same_shapes(batch)
         self._check(batch)
+        arguments.some_vectors(backend.known_value(batch.query_mask))
         self._batch_size.check(self.name, tuple(batch.query.shape), training)
         batch = Batch(
             *backend.ensure_rows(
@@ -229,7 +237,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 self._batch_size.label,
             )
         )
-        return batch.cast(self._maths_dtype)
+        return batch.cast(self._maths_dtype).fill_queries()
 
     def _both_directions(self, batch: Batch, training: bool | None) -> Tensor:
         """Returns the losses, or the logits, of a checked batch."""

@@ -6,6 +6,7 @@ from keras import ops
 
 from inbatch_neg.backends import Tensor
 from inbatch_neg.backends.base import Size
+from inbatch_neg.softmax import vectors
 
 # These have one entry per candidate, the others one per row.
 CANDIDATE_FIELDS = (
@@ -20,7 +21,7 @@ class Batch(NamedTuple):
     """A batch of B rows and C candidates; None stands for what is not given.
 
     Attributes:
-        query: (B, D) floats.
+        query: (B, D) floats, or (B, P, D), P vectors a row.
         candidate: (C, D) floats, row i the positive of query i.
         candidate_ids: (C,) integers or strings.
         query_ids: (B,) integers or strings. Or more than B, where the
@@ -28,6 +29,7 @@ class Batch(NamedTuple):
         candidate_sampling_probability: (C,) floats.
         candidate_mask: (C,) bools.
         sample_weight: (B,) numbers.
+        query_mask: (B, P) bools, False where a vector is left out.
     """
 
     query: Tensor = None
@@ -37,6 +39,7 @@ class Batch(NamedTuple):
     candidate_sampling_probability: Tensor = None
     candidate_mask: Tensor = None
     sample_weight: Tensor = None
+    query_mask: Tensor = None
 
     @property
     def rows(self) -> Size:
@@ -55,13 +58,23 @@ class Batch(NamedTuple):
             candidate=ops.cast(self.candidate, dtype),
         )
 
+    def fill_queries(self) -> "Batch":
+        """Returns the batch without a `query_mask`; P = 1 as (B, D)."""
+        query = self.query
+        if self.query_mask is not None:
+            query = vectors.fill(query, self.query_mask)
+        if len(query.shape) == 3 and query.shape[1] == 1:
+            query = query[:, 0]
+        return self._replace(query=query, query_mask=None)
+
     def reverse(self) -> "Batch":
         """Returns the batch of the candidate-to-query direction.
 
         Row i's positive is query i, and the other queries are its negatives:
         not those of the same id, nor those whose own positive is the same
         candidate. Sampling probabilities and the mask are of candidates as
-        negatives, so they are left out, as are the extra candidates.
+        negatives, so they are left out, as are the extra candidates. Where a
+        query has several vectors, the best one scores here too.
         """
         rows = self.rows
         candidate_ids = self.candidate_ids

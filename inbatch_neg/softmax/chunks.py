@@ -1,11 +1,14 @@
 """The score matrix in chunks of rows, so that it is never kept whole."""
 
 from collections.abc import Callable
+from typing import Any
 
+import keras
 from keras import ops
 
 from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.backends.base import Size
+from inbatch_neg.softmax import vectors
 from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
 
 
@@ -37,6 +40,20 @@ class RowChunks:
         """Returns the first row of a chunk."""
         return _minimum(index * self.size, self._rows - self.size)
 
+    def start_after(self, index: Size, found: Any) -> Size:
+        """Returns the first row of a chunk, once the one before is done.
+
+        So the tables of one chunk are in memory at a time. Nothing else makes
+        a graph wait: what a chunk adds to hardly depends on the one before.
+
+        Args:
+            index: Number of the chunk.
+            found: Tensors, in any structure, of which the chunk before has
+                computed the last one last.
+        """
+        last = keras.tree.flatten(found)[-1]
+        return backend.with_control_dependency(self.start(index), last)
+
     def of(self, tensor: Tensor, start: Size) -> Tensor:
         """Returns the rows in the chunk of a tensor with B rows or more."""
         if self._is_whole and tensor.shape[0] == self._rows:
@@ -66,7 +83,8 @@ class Chunks(RowChunks):
     """A batch of B rows and C candidates, cut into chunks of rows.
 
     Args:
-        query: (B, D), already divided by the temperature.
+        query: (B, D), already divided by the temperature. Either it or the
+            candidates may have P vectors each, (B, P, D).
         candidate: (C, D), row i the positive of query i.
         scoring: The `Scoring` of the batch.
         most: The most rows of a chunk. As many as are fast, if None.
@@ -79,11 +97,11 @@ class Chunks(RowChunks):
         scoring: Scoring,
         most: int | None = None,
     ) -> None:
-        self._query = query
-        self._candidate = candidate
+        self._queries = vectors.split(query)
+        self._candidates = vectors.split(candidate)
         self._scoring = scoring
         if most is None:
-            most = _most_rows(candidate)
+            most = _most_rows(candidate, vectors.count(query, candidate))
         super().__init__(ops.shape(query)[0], most)
 
     def own_places(self, start: Size) -> Tensor:
@@ -111,8 +129,33 @@ class Chunks(RowChunks):
                 or is left out.
             matmul: The product of the backend, with or without gradient.
         """
-        query = self.of(self._query, start)
-        scores = matmul(query, ops.transpose(self._candidate))
+        return self.scores_and_winners(start, include_positive, matmul)[0]
+
+    def scores_and_winners(
+        self,
+        start: Size,
+        include_positive: bool,
+        matmul: Callable[[Tensor, Tensor], Tensor] = backend.matmul_no_grad,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Returns the scores, and which vector won them: see `vectors`."""
+        scores, better = self._best_products(start, matmul)
+        return self._competing(scores, start, include_positive), better
+
+    def _best_products(
+        self, start: Size, matmul: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        return vectors.first_best(
+            matmul(
+                self.of(self._queries[row], start),
+                ops.transpose(self._candidates[column]),
+            )
+            for row, column in vectors.pairs(self._queries, self._candidates)
+        )
+
+    def _competing(
+        self, scores: Tensor, start: Size, include_positive: bool
+    ) -> Tensor:
+        """Returns (R, C) scores from the best products."""
         scoring = self._scoring
         if scoring.column_bias is not None:
             scores = scores + scoring.column_bias
@@ -136,13 +179,20 @@ class Chunks(RowChunks):
         return ops.where(hit, masked, scores)
 
 
-def _most_rows(candidate: Tensor) -> int:
-    """Returns how many rows of scores make a fast chunk."""
+def _most_rows(candidate: Tensor, count: int) -> int:
+    """Returns how many rows of scores, by `count` vectors, make a fast chunk.
+
+    With several vectors there are their products and their shares of the
+    gradient in the place of one table.
+    """
     tuning = backend.tuning(candidate)
+    tables = 1 if count == 1 else 2 * count
+    fewest = max(tuning.min_chunk_rows // min(tables, 2), 1)
     candidates = candidate.shape[0]
     if candidates is None:
-        return tuning.max_chunk_rows
-    rows = max(tuning.chunk_scores // candidates, tuning.min_chunk_rows)
+        return max(tuning.max_chunk_rows // tables, fewest)
+    candidates *= tables
+    rows = max(tuning.chunk_scores // candidates, fewest)
     limit = max(tuning.max_chunk_scores // candidates, 1)
     return min(rows, tuning.max_chunk_rows, limit)
 

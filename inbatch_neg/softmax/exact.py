@@ -13,7 +13,8 @@ with m_i the largest score of row i that takes part, and w_i the weight of the
 row. 6BCD flops in all, the three matrix products that any exact gradient
 needs, and O((B + C)D + RC) floats. The idea of recomputing scores in chunks
 goes back to Chen et al. 2016 (arXiv 1604.06174) and is used for the logits of
-language models by Wijmans et al. 2024 (arXiv 2411.09009).
+language models by Wijmans et al. 2024 (arXiv 2411.09009). Queries of several
+vectors go another way at the gradients: see `best`.
 
 A small batch has a small matrix: there it is kept, and the backend's own
 derivative of the same losses is faster.
@@ -25,6 +26,7 @@ from keras import ops
 
 from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.backends.base import Size
+from inbatch_neg.softmax import best, vectors
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.chunks import Chunks
 from inbatch_neg.softmax.scoring import Scoring, compute_dtype, make_scoring
@@ -70,7 +72,8 @@ def softmax_loss(
     """Returns (B,) weighted losses, differentiable by the first three.
 
     Args:
-        query: (B, D), already divided by the temperature.
+        query: (B, D), already divided by the temperature. Either it or the
+            candidates may have P vectors each, (B, P, D).
         candidate: (C, D), row i the positive of query i.
         row_weight: (B,) multiplies the loss of each row.
         scoring: The `Scoring` of the batch.
@@ -83,7 +86,7 @@ def softmax_loss(
         query: Tensor, candidate: Tensor, row_weight: Tensor
     ) -> tuple[Tensor, Callable]:
         def compute(wanted: Sequence[str], row_weight: Tensor) -> dict:
-            return _over_chunks(query, candidate, row_weight, scoring, wanted)
+            return _compute(query, candidate, row_weight, scoring, wanted)
 
         found = compute(
             _EVERYTHING if with_gradients else ("loss",), row_weight
@@ -100,6 +103,9 @@ def softmax_loss(
 def _is_dense(query: Tensor, candidate: Tensor) -> bool:
     rows, candidates = query.shape[0], candidate.shape[0]
     if rows is None or candidates is None:
+        return False
+    if vectors.count(query, candidate) > 1:
+        # No backend's own derivative gives all to the first of equal vectors.
         return False
     return rows * candidates <= backend.tuning(candidate).max_dense_scores
 
@@ -130,7 +136,8 @@ def _chain(
         lambda: found["candidate"] * upstream[0],
         lambda: compute(("candidate",), row_weight * upstream)["candidate"],
     )
-    return found["query"] * upstream[:, None], d_candidate, d_weight
+    by_row = ops.reshape(upstream, (-1, *[1] * (len(found["query"].shape) - 1)))
+    return found["query"] * by_row, d_candidate, d_weight
 
 
 def _losses_by_scores(chunks: Chunks, like: Tensor) -> Tensor:
@@ -154,7 +161,7 @@ def _losses_by_scores(chunks: Chunks, like: Tensor) -> Tensor:
     return ops.fori_loop(0, chunks.count, visit, ops.zeros_like(like))
 
 
-def _over_chunks(
+def _compute(
     query: Tensor,
     candidate: Tensor,
     row_weight: Tensor,
@@ -164,13 +171,32 @@ def _over_chunks(
     """Returns a dict of what is wanted.
 
     Args:
-        query: (B, D).
-        candidate: (C, D).
+        query: (B, D), or (B, P, D).
+        candidate: (C, D), or (C, P, D).
         row_weight: (B,).
         scoring: The `Scoring` of the batch.
         wanted: Some of "loss", the (B,) unweighted losses, "query" and
             "candidate", the weighted gradients.
     """
+    several = vectors.count(query, candidate) > 1
+    walk = best.over_chunks if several else _over_chunks
+    found = walk(query, candidate, row_weight, scoring, wanted)
+    if "loss" in wanted:
+        found["loss"] = _losses(
+            found.pop("positive_probability"),
+            Chunks(query, candidate, scoring),
+        )
+    return found
+
+
+def _over_chunks(
+    query: Tensor,
+    candidate: Tensor,
+    row_weight: Tensor,
+    scoring: Scoring,
+    wanted: Sequence[str],
+) -> dict[str, Tensor]:
+    """Returns what is wanted; "positive_probability" for "loss"."""
     chunks = Chunks(query, candidate, scoring)
     weighted = row_weight[:, None] * query
 
@@ -212,8 +238,6 @@ def _over_chunks(
             0, chunks.count, visit, _start(query, candidate, weighted, wanted)
         )
     )
-    if "loss" in wanted:
-        found["loss"] = _losses(found.pop("positive_probability"), chunks)
     if "candidate" in wanted:
         found["candidate"] = ops.transpose(found["candidate"])
     return found

@@ -1,11 +1,13 @@
 """The hardest negatives: each row's highest-scoring ones, chunk by chunk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from keras import ops
 
 from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.backends.base import Size
+from inbatch_neg.softmax import vectors
+from inbatch_neg.softmax.best import Gradients
 from inbatch_neg.softmax.chunks import Chunks
 from inbatch_neg.softmax.scoring import MASKED, Scoring
 
@@ -20,21 +22,23 @@ def hardest_scores(
     O((B + C)D + BN + RC) memory, in both passes.
 
     Args:
-        query: (B, D), already divided by the temperature.
+        query: (B, D), already divided by the temperature. Either it or the
+            candidates may have P vectors each, (B, P, D).
         candidate: (C, D).
         scoring: The `Scoring` of the batch.
         count: N, an int below C.
     """
 
     def scores_of(query: Tensor, candidate: Tensor) -> tuple[Tensor, Callable]:
-        scores, places = _best(query, candidate, scoring, count)
+        scores, places, *better = _best(query, candidate, scoring, count)
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
             # What was left out is a constant.
             upstream = ops.where(
                 scores > 0.5 * MASKED, upstream, ops.zeros_like(upstream)
             )
-            return _sums(query, candidate, upstream, places)
+            shares = vectors.shares(upstream, better)
+            return _sums(query, candidate, shares, places)
 
         return scores, gradient
 
@@ -43,67 +47,63 @@ def hardest_scores(
 
 def _best(
     query: Tensor, candidate: Tensor, scoring: Scoring, count: int
-) -> tuple[Tensor, Tensor]:
-    """Returns (B, N) scores and int32 places among the candidates."""
+) -> list[Tensor]:
+    """Returns (B, N) scores, int32 places among the candidates, and winners.
+
+    The winners of the scores are P - 1 tensors of bools: see `vectors`.
+    """
     chunks = Chunks(query, candidate, scoring)
-    rows = ops.shape(query)[0]
+    shape = (ops.shape(query)[0], count)
+    later = vectors.count(query, candidate) - 1
 
-    def visit(
-        index: Size, found: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def visit(index: Size, found: list[Tensor]) -> list[Tensor]:
         start = chunks.start(index)
-        scores, places = backend.top_k(
-            chunks.scores(start, include_positive=False), count
+        scores, better = chunks.scores_and_winners(
+            start, include_positive=False
         )
-        return (
-            backend.update_rows(found[0], start, scores),
-            backend.update_rows(found[1], start, places),
-        )
+        best, places = backend.top_k(scores, count)
+        won = [ops.take_along_axis(one, places, axis=1) for one in better]
+        return [
+            backend.update_rows(table, start, rows)
+            for table, rows in zip(found, [best, places, *won])
+        ]
 
-    found = (
-        ops.zeros((rows, count), query.dtype),
-        ops.zeros((rows, count), "int32"),
-    )
+    found = [
+        ops.zeros(shape, query.dtype),
+        ops.zeros(shape, "int32"),
+        *[ops.zeros(shape, "bool") for _ in range(later)],
+    ]
     return ops.fori_loop(0, chunks.count, visit, found)
 
 
 def _sums(
-    query: Tensor, candidate: Tensor, upstream: Tensor, places: Tensor
+    query: Tensor,
+    candidate: Tensor,
+    shares: Sequence[Tensor],
+    places: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the gradients for `upstream` (B, N) of the scores at `places`.
+    """Returns the gradients, from those of the (B, N) scores at `places`.
 
     Each chunk spreads its N numbers a row over the C candidates, so that two
     matrix products do the rest: faster than to gather and to scatter vectors.
     """
     chunks = Chunks(query, candidate, Scoring())
+    gradients = Gradients(chunks, query, candidate)
     candidates = ops.shape(candidate)[0]
 
-    def visit(
-        index: Size, found: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        d_query, d_candidate = found
+    def visit(index: Size, found: tuple) -> tuple:
         start = chunks.start(index)
         row = ops.arange(chunks.size, dtype="int32")
         at = row[:, None] * candidates + chunks.of(places, start)
-        weights = ops.scatter(
-            ops.reshape(at, (-1, 1)),
-            ops.reshape(chunks.of(upstream, start), (-1,)),
-            (chunks.size * candidates,),
-        )
-        weights = ops.reshape(weights, (chunks.size, candidates))
-        part = chunks.of(query, start)
-        if chunks.may_overlap:  # rows must not count twice
-            part = ops.where(chunks.is_new(index), part, ops.zeros_like(part))
-        return (
-            backend.update_rows(
-                d_query, start, backend.matmul_no_grad(weights, candidate)
-            ),
-            backend.addmm(d_candidate, ops.transpose(part), weights),
-        )
+        at = ops.reshape(at, (-1, 1))
 
-    found = (
-        ops.zeros_like(query),
-        ops.transpose(ops.zeros_like(candidate)),
+        def spread(share: Tensor) -> Tensor:
+            values = ops.reshape(chunks.of(share, start), (-1,))
+            table = ops.scatter(at, values, (chunks.size * candidates,))
+            return ops.reshape(table, (chunks.size, candidates))
+
+        return gradients.add(found, index, [spread(share) for share in shares])
+
+    return gradients.joined(
+        ops.fori_loop(0, chunks.count, visit, gradients.zeros())
     )
-    d_query, d_candidate = ops.fori_loop(0, chunks.count, visit, found)
-    return d_query, ops.transpose(d_candidate)

@@ -6,8 +6,10 @@ is candidate (i + j) mod B), then the extra candidates.
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends import Tensor
 from inbatch_neg.backends.base import Size
+from inbatch_neg.softmax import vectors
+from inbatch_neg.softmax.best import all_products
 from inbatch_neg.softmax.hardest import hardest_scores
 from inbatch_neg.softmax.rotation import rotated_scores
 from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
@@ -23,7 +25,8 @@ def rotation_logits(
     """Returns (B, 1 + N + C - G) logits of negatives by rotation.
 
     Args:
-        query: (B, D), already divided by the temperature.
+        query: (B, D), already divided by the temperature. Either it or the
+            candidates may have P vectors each, (B, P, D).
         candidate: (C, D).
         scoring: The `Scoring` of the batch.
         shifts: (N,) int32 in 1..G-1.
@@ -31,7 +34,12 @@ def rotation_logits(
             goes on elsewhere.
     """
     rows = ops.shape(query)[0]
-    scores = rotated_scores(query, candidate[:in_batch], shifts)
+    scores = vectors.best_of(
+        [
+            rotated_scores(one, other, shifts)
+            for one, other in vectors.paired(query, candidate[:in_batch])
+        ]
+    )
     places = ops.arange(rows, dtype="int32")[:, None] + shifts[None, :]
     places = ops.mod(places, in_batch)
     return _assemble(query, candidate, scoring, scores, places, in_batch)
@@ -45,7 +53,7 @@ def all_logits(
     places = ops.arange(in_batch, dtype="int32")
     places = places[:rows, None] + places[None, 1:]
     places = ops.mod(places, in_batch)  # (B, G - 1)
-    scores = backend.matmul(query, ops.transpose(candidate[:in_batch]))
+    scores = all_products(query, candidate[:in_batch])
     scores = ops.take_along_axis(scores, places, axis=1)
     return _assemble(query, candidate, scoring, scores, places, in_batch)
 
@@ -66,7 +74,12 @@ def hardest_logits(
 def _own_scores(query: Tensor, candidate: Tensor, scoring: Scoring) -> Tensor:
     """Returns (B, 1) scores of each row's own positive."""
     positive = candidate[: ops.shape(query)[0]]
-    own = ops.sum(query * positive, axis=1, keepdims=True)
+    own = vectors.best_of(
+        [
+            ops.sum(one * other, axis=1, keepdims=True)
+            for one, other in vectors.paired(query, positive)
+        ]
+    )
     return own if scoring.own_bias is None else own + scoring.own_bias[:, None]
 
 
@@ -110,5 +123,4 @@ def _extra_scores(query: Tensor, candidate: Tensor, in_batch: Size) -> Tensor:
     """Returns (B, C - G) scores of the extra candidates, None if none."""
     if isinstance(in_batch, int) and candidate.shape[0] == in_batch:
         return None
-    extra = candidate[in_batch:]
-    return backend.matmul(query, ops.transpose(extra))
+    return all_products(query, candidate[in_batch:])

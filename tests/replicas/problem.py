@@ -49,6 +49,11 @@ CASES = {
         False,
     ),
     "memory_alone": ({"num_negatives": 11, "seed": 4}, ("memory",), True),
+    "several_vectors": (
+        {"symmetric": True, "temperature": 0.5},
+        ("candidate_ids", "query_ids", "several", "weight"),
+        False,
+    ),
     "two_shifts_logits": (
         {"num_negatives": 2, "seed": 7, "return_logits": True},
         ("extra",),
@@ -99,6 +104,12 @@ class TwoTowers(keras.Model):
         query = self.dense(self.users(batch["user"]))
         ids = batch["item"]
         given = {}
+        if "several" in used:  # two vectors, and a third of half of the users
+            query = ops.stack([query, -query, ops.roll(query, 1, 1)], axis=1)
+            third = ops.expand_dims(batch["user"] % 2 == 0, 1)
+            given["query_mask"] = ops.concatenate(
+                [ops.ones_like(third), ops.ones_like(third), third], axis=1
+            )
         if "extra" in used:
             ids = ops.concatenate([ids, ops.reshape(batch["extra"], (-1,))])
             extra_mask = ops.reshape(batch["extra_mask"], (-1,))
