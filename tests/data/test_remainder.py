@@ -2,11 +2,11 @@
 
 import keras
 import numpy as np
-import oracle
 import pytest
 import tensorflow as tf
 
 from inbatch_neg import full_batches
+from tests import oracle
 from tests.data import reading
 from tests.data.reading import BACKEND, epoch
 
