@@ -178,6 +178,10 @@ class Backend:
         """Returns the ids, strings as integers of 63 bits."""
         return ids
 
+    def string_tensor(self, strings: np.ndarray) -> Tensor:
+        """Returns strings as a model takes them, None if it takes none."""
+        return None
+
     def widest_integer(self) -> str:
         """Returns "int64", or "int32" where the backend has nothing wider."""
         widest = ops.convert_to_tensor(np.zeros(1, "int64"))
@@ -321,4 +325,10 @@ class Backend:
 
         Every public layer, loss, metric and function raises inside of it.
         """
+        return contextlib.nullcontext()
+
+    def keep_weights(
+        self, model: keras.Model
+    ) -> contextlib.AbstractContextManager:
+        """Lets any exception leave `model.predict` without loss of weights."""
         return contextlib.nullcontext()

@@ -61,6 +61,12 @@ class JaxBackend(Backend):
         """Assigns the weights again that a stateless step has taken out."""
         return keras_internals.restore_model_state(_is_value)
 
+    def keep_weights(
+        self, model: keras.Model
+    ) -> contextlib.AbstractContextManager:
+        """Assigns the weights again that `predict` has taken out."""
+        return keras_internals.keep_weights(model, _is_value)
+
 
 def _is_value(value: Tensor) -> bool:
     return (

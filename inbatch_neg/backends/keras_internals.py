@@ -82,6 +82,33 @@ def restore_model_state(is_value: Callable[[Any], bool]) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def keep_weights(
+    model: keras.Model, is_value: Callable[[Any], bool]
+) -> Iterator[None]:
+    """Assigns a model's weights again when `predict` raises on JAX.
+
+    For errors of Keras' own and of the data, which `restore_model_state` does
+    not see.
+    """
+    before = [(v, v.value) for v in model.variables]
+    if model.steps_per_execution > 1:
+        # The first of several steps takes the memory, and if the second one
+        # fails, its result is lost. With one step Keras keeps it.
+        before = [(v, keras.ops.copy(value)) for v, value in before]
+    try:
+        yield
+    except BaseException:
+        if not all(is_value(value) for _, value in before):
+            model.jax_state_sync()
+        for variable, value in before:
+            if is_taken_out(variable):
+                variable.assign(value)
+        model._jax_state = None
+        model._jax_state_synced = True
+        raise
+
+
 def is_taken_out(variable: keras.Variable) -> bool:
     """Whether a JAX step has taken out the value of a weight."""
     return getattr(variable, "_value", variable) is None

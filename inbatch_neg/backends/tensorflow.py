@@ -45,6 +45,10 @@ class TensorFlowBackend(Backend):
         """Reads eager tensors and the constants of a graph."""
         return None if tensor is None else tf.get_static_value(tensor)
 
+    def string_tensor(self, strings: np.ndarray) -> Tensor:
+        """Returns a tensor of strings; Keras takes none of NumPy's."""
+        return tf.convert_to_tensor(strings)
+
     def compile(self, function: Callable, xla: bool = True) -> Callable:
         """Compiles with or without XLA."""
         return tf.function(function, jit_compile=xla)

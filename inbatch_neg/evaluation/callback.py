@@ -42,8 +42,9 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         query_model: Model from `queries` to vectors (rows, D). `None`:
             `queries` are vectors.
         candidate_model: The same for `candidates`.
-        queries: Array, dict of arrays or dataset of batches, not shuffled, Q
-            rows in all.
+        queries: Array, dict of arrays, frame, or dataset of batches, not
+            shuffled, Q rows in all. A functional model gets the columns that
+            its inputs name, a model of one input the only column.
         targets: The ids of each query's targets: (Q,) ids, a list of Q id
             lists, a ragged tensor, or a scipy sparse matrix (Q, C) whose
             column j is the j-th candidate. A query without any is left out of
@@ -152,15 +153,17 @@ class RetrievalEvaluation(keras.callbacks.Callback):
                 f"{self.targets.rows} queries without any"
             )
         self._catalogue: ids.Catalogue | None = None
-        self._check_queries(embedding.rows(queries))
-        size = embedding.rows(candidates)
+        self._check_queries(embedding.rows(query_model, queries))
+        size = embedding.rows(candidate_model, candidates)
         if size is not None:
             self._catalogue_of(size)
 
     def __call__(self) -> dict[str, float]:
         """Returns the figures by name, without the prefix."""
-        query = self._embed("query_model", self.queries)
-        candidate = self._embed("candidate_model", self.candidates)
+        query = self._embed("queries", "query_model", self.queries)
+        candidate = self._embed(
+            "candidates", "candidate_model", self.candidates
+        )
         embedding.check(query, candidate)
         self._check_queries(len(query))
         catalogue = self._catalogue_of(len(candidate))
@@ -201,8 +204,10 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             whose ids mean nothing. Of the same score, any may come first.
         """
         k = arguments.integer("k", k, minimum=1)
-        query = self._embed("query_model", queries)
-        candidate = self._embed("candidate_model", self.candidates)
+        query = self._embed("queries", "query_model", queries)
+        candidate = self._embed(
+            "candidates", "candidate_model", self.candidates
+        )
         embedding.check(query, candidate)
         catalogue = self._catalogue_of(len(candidate))
         left_out = None
@@ -228,11 +233,12 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             for name, value in results.items():
                 logs[self.prefix + name] = value
 
-    def _embed(self, model_name: str, features: Any) -> Array:
+    def _embed(self, name: str, model_name: str, features: Any) -> Array:
         verbose = self.verbose == 1
         if self.verbose == "auto":
             verbose = (self.params or {}).get("verbose", 1) == 1
         found = embedding.embed(
+            name,
             model_name,
             getattr(self, model_name),
             features,

@@ -5,11 +5,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from inbatch_neg.backends import backend
+from inbatch_neg.data.structures import as_nest
+from inbatch_neg.evaluation import inputs
 from inbatch_neg.evaluation.ids import Array
 
 
 def embed(
     name: str,
+    model_name: str,
     model: keras.Model | None,
     features: Any,
     batch_size: int,
@@ -18,37 +22,55 @@ def embed(
     """Returns (rows, D) float32 vectors of all features.
 
     Args:
-        name: Of the argument that holds the model, for errors.
+        name: Of the argument that holds the features, for errors.
+        model_name: The same of the model.
         model: A `keras.Model`, or None if the features are vectors.
         features: Array, structure of arrays, or dataset of batches.
         batch_size: Rows of a batch, of arrays.
         verbose: Whether the model shows its progress.
     """
-    if model is not None:
-        size = None if rows(features) is None else batch_size
-        found = model.predict(features, batch_size=size, verbose=verbose)
-    elif _is_array(features):
-        found = features
+    if model is None:
+        found = _vectors(name, model_name, features)
     else:
-        if isinstance(features, (dict, tuple)):
-            raise TypeError(
-                f"`{name}` must be a model if the features are a "
-                f"{type(features).__name__}, since they are no vectors."
+        given = inputs.feed(name, model, features)
+        size = None if given.is_dataset else batch_size
+        with backend.keep_weights(model):
+            found = model.predict(
+                given.features, batch_size=size, verbose=verbose
             )
-        found = np.concatenate([_host(batch) for batch in features])
     if not _is_array(found):
         raise TypeError(
-            f"`{name}` must return one array of vectors. Received: "
+            f"`{model_name}` must return one array of vectors. Received: "
             f"{type(found).__name__}"
         )
     found = _host(found)
     if found.ndim != 2 or 0 in found.shape or found.dtype.kind in "OUSb":
         raise ValueError(
-            f"`{name}` must lead to vectors (rows, dimensions), numbers, at "
-            "least one (None: the features are the vectors). Received: shape "
-            f"{found.shape}, dtype {found.dtype}"
+            f"`{model_name}` must lead to vectors (rows, dimensions), numbers, "
+            f"at least one (None: `{name}` are the vectors; a dataset must "
+            f"have batches of them). Received: shape {found.shape}, dtype "
+            f"{found.dtype}"
         )
     return found.astype("float32", copy=False)
+
+
+def _vectors(name: str, model_name: str, features: Any) -> Any:
+    """Returns features that are vectors already, in one array."""
+    if isinstance(features, (dict, tuple)):
+        raise TypeError(
+            f"`{model_name}` must be a model if `{name}` is a "
+            f"{type(features).__name__}, since they are no vectors."
+        )
+    if _is_array(features):
+        return features
+    if not inputs.is_dataset(features) and not isinstance(features, list):
+        frame = as_nest(features)  # whose columns are the dimensions
+        columns = [inputs.column_array(name, frame[one]) for one in frame]
+        return np.stack(columns, axis=1)
+    batches = [_host(batch) for batch in features]
+    if any(batch.ndim < 2 for batch in batches):
+        return np.stack(batches)
+    return np.concatenate(batches)
 
 
 def check(query: Array, candidate: Array) -> None:
@@ -70,18 +92,18 @@ def l2_normalize(vectors: Array) -> Array:
     return vectors / np.where(length > 0, length, 1)
 
 
-def rows(features: Any) -> int | None:
+def rows(model: keras.Model | None, features: Any) -> int | None:
     """Returns the number of rows, or None for a dataset, not read yet."""
-    while isinstance(features, (dict, list, tuple)) and len(features):
-        if isinstance(features, list) and np.ndim(features[0]) < 2:
-            return len(features)
-        values = features.values() if isinstance(features, dict) else features
-        features = next(iter(values))
-    if hasattr(features, "to_numpy"):
-        return len(features)
-    if _is_array(features) and len(features.shape):
-        return int(features.shape[0])
-    return None
+    if inputs.is_dataset(features):
+        return None
+    if model is None and isinstance(features, list):
+        one = features[0] if features else 0
+        return len(features) if np.ndim(one) < 2 else None
+    column = inputs.first_column(features)
+    shape = getattr(column, "shape", None)
+    if shape is not None:
+        return int(shape[0]) if len(shape) else None
+    return len(column) if hasattr(column, "__len__") else None
 
 
 def _is_array(value: Any) -> bool:

@@ -1,0 +1,233 @@
+"""What a model is fed with: the inputs that it names, out of the features.
+
+Keras fills the inputs of a functional model by position once the features
+have a column more or less than the model has inputs, so columns are chosen
+here, by name.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.data.structures import as_nest, is_list_of_columns, map_leaves
+from inbatch_neg.evaluation.ids import Array
+
+
+class Feed(NamedTuple):
+    """Features for `predict`.
+
+    Attributes:
+        features: What the model takes: arrays, or a dataset of batches.
+        is_dataset: Whether the features are batched already.
+    """
+
+    features: Any
+    is_dataset: bool
+
+
+def feed(name: str, model: keras.Model, features: Any) -> Feed:
+    """Returns the inputs that the model names, in the form that it takes.
+
+    Args:
+        name: Of the features, for errors.
+        model: Functional and Sequential models name their inputs; a
+            subclassed one gets all columns.
+        features: Array, structure of arrays, frame, or dataset of batches.
+    """
+    inputs = _inputs_of(model)
+
+    def select(nest: Any) -> Any:
+        return _select(name, inputs, nest)
+
+    if not is_dataset(features):
+        nest = as_nest(_as_array(features))
+        return Feed(map_leaves(_leaf, select(nest), name=name), False)
+    if hasattr(features, "element_spec"):
+        check = _checked_spec(name, inputs)
+        keras.tree.map_structure(check, select(_x(features.element_spec)))
+        # Keras takes a tuple for (x, y, sample_weight), so one stands around.
+        return Feed(features.map(lambda *batch: (select(_x(batch)),)), True)
+    return Feed(_generate(name, inputs, features, select), True)
+
+
+def is_dataset(features: Any) -> bool:
+    """Whether the features come in batches, as far as is known unread."""
+    if isinstance(features, (dict, tuple, list)):
+        return False
+    if hasattr(features, "element_spec"):
+        return True
+    is_array = hasattr(features, "shape") and hasattr(features, "dtype")
+    return not is_array and not isinstance(as_nest(features), dict)
+
+
+def first_column(features: Any) -> Any:
+    """Returns a column of the features that are given to a model."""
+    nest = as_nest(_as_array(features))
+    while isinstance(nest, (dict, tuple)) and len(nest):
+        nest = next(iter(nest.values())) if isinstance(nest, dict) else nest[0]
+    return nest
+
+
+def column_array(name: str, column: Any) -> Array:
+    """Returns a column as an array; refuses gaps, which would become NaN."""
+    missing = 0
+    if hasattr(column, "null_count"):
+        missing = column.null_count
+        missing = missing() if callable(missing) else missing
+    elif hasattr(column, "isna") and getattr(column.dtype, "kind", "") != "f":
+        missing = column.isna().sum()
+    if missing:
+        raise ValueError(
+            f"`{name}` must have no missing values. Fill them, with an id of "
+            f"their own for example. Received: {missing} of {len(column)}"
+        )
+    if hasattr(column, "combine_chunks"):
+        return np.asarray(column.to_numpy())
+    if hasattr(column, "to_numpy"):
+        column = column.to_numpy()
+    elif keras.ops.is_tensor(column):
+        column = keras.ops.convert_to_numpy(column)
+    return np.asarray(column)
+
+
+def _as_array(features: Any) -> Any:
+    """Returns a list of plain values as an array."""
+    if isinstance(features, list) and not is_list_of_columns(features):
+        return np.asarray(features)
+    return features
+
+
+def _leaf(column: Any, name: str) -> Any:
+    """Returns a column in a form that `predict` takes."""
+    if hasattr(column, "numpy"):  # a tensor of some library
+        if getattr(column.dtype, "name", "") == "string":
+            _string_tensor(name, np.asarray([""]))
+        return column
+    array = column_array(name, column)
+    if array.dtype.kind == "O":
+        texts = [isinstance(one, (str, bytes)) for one in array.flat]
+        if not all(texts):
+            raise TypeError(
+                f"`{name}` must hold numbers, or strings. Received: objects "
+                f"such as {array.flat[texts.index(False)]!r}"
+            )
+    return _string_tensor(name, array) if array.dtype.kind in "OSU" else array
+
+
+def _string_tensor(name: str, strings: Array) -> Tensor:
+    found = backend.string_tensor(strings)
+    if found is None:
+        raise TypeError(
+            f"`{name}` holds strings, which no model takes on the backend "
+            f"{backend.name}. Fix: look them up before, as "
+            "`keras.layers.StringLookup` does, and give the models integers."
+        )
+    return found
+
+
+def _inputs_of(model: keras.Model) -> Any:
+    """Returns the structure of the model's symbolic inputs, None if unnamed."""
+    try:
+        inputs = model.inputs
+        if isinstance(model, keras.Sequential):
+            return inputs[0]
+        return model.input if inputs else None
+    except AttributeError:  # subclassed, or a Sequential that is not built
+        return None
+
+
+def _select(name: str, inputs: Any, nest: Any) -> Any:
+    """Returns what the inputs name of a nest of columns."""
+    if not isinstance(nest, dict) or inputs is None:
+        return nest
+    if isinstance(inputs, dict):
+        wanted = list(inputs)
+    elif isinstance(inputs, (list, tuple)):
+        if not all(hasattr(one, "name") for one in inputs):
+            return nest
+        wanted = [one.name for one in inputs]
+    elif inputs.name not in nest and len(nest) == 1:
+        return next(iter(nest.values()))  # an input without a name of its own
+    else:
+        wanted = [inputs.name]
+    absent = [one for one in wanted if one not in nest]
+    if absent:
+        raise ValueError(
+            f"`{name}` must have the inputs of the model as columns, {wanted}. "
+            f"Received: {list(nest)}, without {absent}"
+        )
+    if isinstance(inputs, dict):
+        return {one: nest[one] for one in wanted}
+    columns = tuple(nest[one] for one in wanted)
+    return columns if isinstance(inputs, (list, tuple)) else columns[0]
+
+
+def _x(batch: Any) -> Any:
+    """Returns the features of a batch, which may be (x, y, sample_weight)."""
+    return batch[0] if isinstance(batch, (tuple, list)) else batch
+
+
+def _checked_spec(name: str, inputs: Any) -> Callable[[Any], None]:
+    """Returns a check of the entries of `element_spec`."""
+
+    def check(spec: Any) -> None:
+        shape = getattr(spec, "shape", None)
+        if shape is not None and shape.rank is not None:
+            _check_rank(name, inputs, shape.rank, tuple(shape))
+        if getattr(getattr(spec, "dtype", None), "name", "") == "string":
+            _string_tensor(name, np.asarray([""]))
+
+    return check
+
+
+def _check_rank(name: str, inputs: Any, rank: int, shape: tuple) -> None:
+    """Refuses an element of a dataset that is a row and no batch."""
+    least = 1
+    # The only input of a model; one of several may be a scalar per row.
+    if hasattr(inputs, "shape"):
+        least = len(inputs.shape)
+        if least > 1 and inputs.shape[-1] == 1:  # which Keras appends
+            least -= 1
+    if rank < least:
+        raise ValueError(
+            f"`{name}` must be a dataset of batches. Fix: "
+            "`dataset.batch(4096)`. Received: elements of shape "
+            f"{shape}"
+        )
+
+
+def _generate(
+    name: str, inputs: Any, dataset: Any, select: Callable[[Any], Any]
+) -> Iterator[tuple[Any]]:
+    """Returns an iterator over batches, of which the first has been read.
+
+    So that an error of the first is raised here, and not inside of `predict`.
+    """
+
+    def prepared(batch: Any) -> tuple[Any]:
+        nest = select(as_nest(_x(batch)))
+
+        def leaf(column: Any, name: str) -> Any:
+            array = column_array(name, column)
+            _check_rank(name, inputs, array.ndim, array.shape)
+            return _leaf(array, name)
+
+        return (map_leaves(leaf, nest, name=name),)
+
+    if isinstance(dataset, keras.utils.PyDataset):
+        batches = (dataset[i] for i in range(dataset.num_batches))
+    else:
+        batches = iter(dataset)
+    found = map(prepared, batches)
+    try:
+        first = next(found)
+    except StopIteration:
+        raise ValueError(
+            f"`{name}` must have at least one batch. A generator can be read "
+            "once: give a dataset that can be read again. Received: none"
+        ) from None
+    return (batch for batch in chain([first], found))  # of the type it takes
