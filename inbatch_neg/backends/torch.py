@@ -175,7 +175,13 @@ def _keep_freed_memory() -> None:
 
 
 # What a process tells the others about each of its tensors.
-_COMPARED = ("rank (0: not given)", "rows", "dimensions", "dtype, as a hash,")
+_COMPARED = (
+    "rank (0: not given)",
+    "rows",
+    "size of dimension 1",
+    "size of dimension 2",
+    "dtype, as a hash,",
+)
 
 
 class _ProcessGroupCollectives(Collectives):
@@ -211,7 +217,7 @@ class _ProcessGroupCollectives(Collectives):
         own: list[int] = []
         for tensor in tensors.values():
             shape = () if tensor is None else tensor.shape
-            own += [len(shape), *shape[:2], *[0] * (2 - len(shape))]
+            own += [len(shape), *shape[:3], *[0] * (3 - len(shape))]
             own.append(0 if tensor is None else _dtype_number(tensor))
         device = next(x.device for x in tensors.values() if x is not None)
         every = self.gather_values(

@@ -39,9 +39,10 @@ class RetrievalEvaluation(keras.callbacks.Callback):
     The targets of a query stand in one list and compete with each other.
 
     Args:
-        query_model: Model from `queries` to vectors (rows, D). `None`:
+        query_model: Model from `queries` to vectors (rows, D), or (rows, P,
+            D), P vectors each, of which the best one scores. `None`:
             `queries` are vectors.
-        candidate_model: The same for `candidates`.
+        candidate_model: The same for `candidates`, one vector each.
         queries: Array, dict of arrays, frame, or dataset of batches, not
             shuffled, Q rows in all. A functional model gets the columns that
             its inputs name, a model of one input the only column.
@@ -244,6 +245,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             features,
             self.batch_size,
             int(verbose),
+            several=model_name == "query_model",
         )
         if self.similarity == "cosine":
             return embedding.l2_normalize(found)

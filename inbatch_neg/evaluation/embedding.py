@@ -18,6 +18,7 @@ def embed(
     features: Any,
     batch_size: int,
     verbose: int,
+    several: bool = False,
 ) -> Array:
     """Returns (rows, D) float32 vectors of all features.
 
@@ -28,6 +29,7 @@ def embed(
         features: Array, structure of arrays, or dataset of batches.
         batch_size: Rows of a batch, of arrays.
         verbose: Whether the model shows its progress.
+        several: Whether there may be several vectors a row, (rows, P, D).
     """
     if model is None:
         found = _vectors(name, model_name, features)
@@ -44,12 +46,15 @@ def embed(
             f"{type(found).__name__}"
         )
     found = _host(found)
-    if found.ndim != 2 or 0 in found.shape or found.dtype.kind in "OUSb":
+    is_fitting = found.ndim == 2 or (several and found.ndim == 3)
+    if not is_fitting or 0 in found.shape or found.dtype.kind in "OUSb":
+        form = "(rows, dimensions)"
+        if several:
+            form += " or (rows, vectors, dimensions)"
         raise ValueError(
-            f"`{model_name}` must lead to vectors (rows, dimensions), numbers, "
-            f"at least one (None: `{name}` are the vectors; a dataset must "
-            f"have batches of them). Received: shape {found.shape}, dtype "
-            f"{found.dtype}"
+            f"`{model_name}` must lead to vectors {form}, numbers, at least "
+            f"one (None: `{name}` are the vectors; a dataset must have batches "
+            f"of them). Received: shape {found.shape}, dtype {found.dtype}"
         )
     return found.astype("float32", copy=False)
 
@@ -75,7 +80,7 @@ def _vectors(name: str, model_name: str, features: Any) -> Any:
 
 def check(query: Array, candidate: Array) -> None:
     """Refuses vectors of different dimensions."""
-    if query.shape[1] != candidate.shape[1]:
+    if query.shape[-1] != candidate.shape[-1]:
         raise ValueError(
             "`query_model` and `candidate_model` must lead to vectors of the "
             "same number of dimensions. Received: shapes "
@@ -86,9 +91,9 @@ def check(query: Array, candidate: Array) -> None:
 def l2_normalize(vectors: Array) -> Array:
     """Returns the vectors at length 1; those of length 0 stay."""
     # Divided by the largest entry first, or its square might overflow.
-    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
     vectors = vectors / np.where(largest > 0, largest, 1)
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(length > 0, length, 1)
 
 

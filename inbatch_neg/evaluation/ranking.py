@@ -23,6 +23,7 @@ import numpy as np
 from keras import ops
 
 from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.evaluation import products
 from inbatch_neg.evaluation.ids import Array
 
 # Queries and candidates of one chunk: its scores, 4 MB, stay in the cache.
@@ -57,7 +58,7 @@ def target_ranks(
     places of the tie.
 
     Args:
-        query: (Q, D) float32.
+        query: (Q, D) float32, or (Q, P, D).
         candidate: (C, D) float32.
         targets: The `Places` of the targets, none twice in a row.
         seen: The `Places` that are left out of a query's list, none twice in
@@ -81,15 +82,14 @@ def without(places: Places, others: Places, candidates: int) -> Places:
 
 def _thresholds(query: Array, candidate: Array, targets: Places) -> Array:
     """Returns (N,) float32, below each target's score by its rounding."""
-    slack = (query.shape[1] + 2) * 2.0**-24
+    slack = (query.shape[-1] + 2) * 2.0**-24
     threshold = np.empty(len(targets.row), "float32")
     with np.errstate(invalid="ignore", over="ignore"):
         for at in _blocks(len(threshold)):
             of_query = query[targets.row[at]].astype("float64")
             of_target = candidate[targets.place[at]].astype("float64")
-            length = np.linalg.norm(of_query, axis=1)
-            length *= np.linalg.norm(of_target, axis=1)
-            own = np.einsum("nd,nd->n", of_query, of_target)
+            length = products.longest(of_query) * products.longest(of_target)
+            own = products.of_pairs(of_query, of_target)
             threshold[at] = own - slack * length
     return threshold
 
@@ -125,7 +125,7 @@ def _count_step() -> Callable[..., Tensor]:
     def add_below(
         counts: Tensor, query: Tensor, candidate: Tensor, threshold: Tensor
     ) -> Tensor:
-        scores = ops.matmul(query, ops.transpose(candidate))  # (R, K)
+        scores = products.table(query, candidate)  # (R, K)
         below = ops.less(scores, threshold[:, None])
         return counts + ops.sum(ops.cast(below, "int32"), axis=1)
 
@@ -151,8 +151,8 @@ def _count_seen(
             target = np.searchsorted(end, entry, side="right")
             within = entry - (end - length)[target]
             place = seen.place[first[target] + within]
-            scores = np.einsum(
-                "nd,nd->n", query[targets.row[target]], candidate[place]
+            scores = products.of_pairs(
+                query[targets.row[target]], candidate[place]
             )
             np.add.at(counts, target, ~(scores < threshold[target]))
     return counts
@@ -183,7 +183,7 @@ def top_k(
     """Yields `(scores, places)` of the k best candidates, chunk by chunk.
 
     Args:
-        query: (Q, D) float32.
+        query: (Q, D) float32, or (Q, P, D).
         candidate: (C, D) float32.
         k: The length of a list. If there are fewer candidates, it ends with
             places of -1 and scores of -inf.
@@ -229,7 +229,7 @@ def _top_k_step(k: int) -> Callable[..., tuple[Tensor, Tensor]]:
         first: Tensor,
         masked: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        scores = ops.matmul(query, ops.transpose(candidate))  # (R, K)
+        scores = products.table(query, candidate)  # (R, K)
         masked = ops.logical_or(masked, ops.isnan(scores))
         scores = ops.where(masked, -np.inf, scores)
         scores, found = _top(scores, min(k, candidate.shape[0]))

@@ -13,18 +13,21 @@ def ranked_list(query, candidates, ids, targets, seen):
     """Returns the ids in the order of a query's list, worst case first.
 
     Seen ids that are no targets are left out; of a tie, targets come last; a
-    score that is no number is ahead of all.
+    score that is no number is ahead of all. Of a query of several vectors the
+    best one scores.
     """
+    several = query if np.ndim(query) == 2 else [query]
     kept = []
     for vector, one in zip(candidates, ids):
         if one in seen and one not in targets:
             continue
-        score = 0.0
-        for a, b in zip(query, vector):
-            score += float(a) * float(b)
-        if math.isnan(score):
-            score = math.inf
-        kept.append((-score, one in targets, one))
+        best = -math.inf
+        for one_query in several:
+            score = 0.0
+            for a, b in zip(one_query, vector):
+                score += float(a) * float(b)
+            best = max(best, math.inf if math.isnan(score) else score)
+        kept.append((-best, one in targets, one))
     return [one for _, _, one in sorted(kept, key=lambda entry: entry[:2])]
 
 
@@ -72,7 +75,9 @@ def coverage(queries, candidates, ids, targets, seen, k):
     found = set()
     for number, query in enumerate(queries):
         wanted = set(targets[number])
-        scores = np.asarray(candidates, "float64") @ query
+        scores = np.asarray(candidates, "float64") @ np.transpose(query)
+        if scores.ndim == 2:
+            scores = scores.max(axis=1)
         order = [ids[place] for place in np.argsort(-scores)]
         left_out = set(seen[number]) - wanted
         order = [one for one in order if one not in left_out]

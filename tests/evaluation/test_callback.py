@@ -197,22 +197,73 @@ def test_one_target_per_query_in_every_form():
         )
 
 
-def test_cosine_and_coverage():
+def several(query, seed=3):
+    """Returns queries (rows, 3, D), the first vectors of which are these."""
+    shape = (2, *query.shape)
+    others = np.random.default_rng(seed).integers(-2, 3, shape)
+    return np.stack([query, *others.astype("float32")], axis=1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_queries_of_several_vectors(seed):
+    query, candidate, targets, seen = draw(seed)
+    compare(several(query), candidate, targets, seen)
+    one = compare(query[:, None], candidate, targets, seen)
+    assert one == compare(query, candidate, targets, seen)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_nan_vector_of_several_is_last(place):
+    query, candidate, targets, _ = draw(1)
+    query = several(query)
+    query[:, place] = np.nan
+    found = compare(query, candidate, targets, None, k=(1,))
+    assert found["recall@1"] == 0
+
+
+def test_a_model_of_several_vectors_and_its_lists():
+    query, candidate, targets, seen = draw(0)
+    inputs = keras.Input((3, 4))
+    model = keras.Model(inputs, keras.layers.Identity()(inputs))
+    evaluation = RetrievalEvaluation(
+        model, None, several(query), targets, candidate, seen=seen, verbose=0
+    )
+    found = evaluation()
+    names = list(range(30))
+    expected = oracle.evaluate(
+        several(query), candidate, names, targets, seen, (10, 100)
+    )
+    assert found == pytest.approx(expected)
+    scores, places = evaluation.top_k(several(query), 30)
+    table = (several(query) @ candidate.T).max(axis=1)
+    np.testing.assert_array_equal(scores, -np.sort(-table))
+    np.testing.assert_array_equal(
+        np.take_along_axis(table, places, axis=1), scores
+    )
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_cosine_and_coverage(vectors):
     rng = np.random.default_rng(0)
     query = rng.normal(size=(5, 4)).astype("float32")
     candidate = rng.normal(size=(40, 4)).astype("float32")
     candidate *= rng.uniform(0.1, 10, (40, 1))
     _, _, targets, seen = draw(8, 5, 40)
+    unit_query = query
+    if vectors > 1:
+        query = rng.normal(size=(5, vectors, 4)).astype("float32")
+        length = np.linalg.norm(query, axis=2, keepdims=True)
+        unit_query = query / length
     unit = candidate / np.linalg.norm(candidate, axis=1, keepdims=True)
     given = {"targets": targets, "candidates": candidate, "seen": seen}
     found = RetrievalEvaluation(
         None, None, query, k=(2, 5), similarity="cosine", coverage=True, **given
     )()
     names = list(range(40))
-    expected = oracle.evaluate(query, unit, names, targets, seen, (2, 5))
+    expected = oracle.evaluate(unit_query, unit, names, targets, seen, (2, 5))
     for k in (2, 5):
         expected[f"coverage@{k}"] = oracle.coverage(
-            query, unit, names, targets, seen, k
+            unit_query, unit, names, targets, seen, k
         )
     assert found == pytest.approx(expected)
 
@@ -384,6 +435,10 @@ def test_refused_at_construction(change, error, message):
         ({"candidate_ids": ["a", "b", "c"]}, TypeError, "must both hold"),
         ({"queries": np.ones((3, 4), "float32")}, ValueError, "dimensions"),
         ({"queries": np.ones(3, "float32")}, ValueError, "`query_model` must"),
+        ({"queries": np.ones((3, 2, 4), "float32")}, ValueError, "dimensions"),
+        ({"queries": np.ones((3, 0, 3), "float32")}, ValueError, "vectors, d"),
+        ({"queries": np.ones((3, 1, 1, 3))}, ValueError, "`query_model` must"),
+        ({"candidates": VECTORS[:, None]}, ValueError, "`candidate_model` mu"),
         ({"queries": {"a": VECTORS}}, TypeError, "must be a model"),
         ({"sample_weight": [0, 0, 0]}, ValueError, "must not be 0"),
     ),
