@@ -131,12 +131,14 @@ def _string_tensor(name: str, strings: Array) -> Tensor:
 
 def _inputs_of(model: keras.Model) -> Any:
     """Returns the structure of the model's symbolic inputs, None if unnamed."""
+    if isinstance(model, keras.Sequential) and not model.built:
+        return None
     try:
         inputs = model.inputs
         if isinstance(model, keras.Sequential):
             return inputs[0]
         return model.input if inputs else None
-    except AttributeError:  # subclassed, or a Sequential that is not built
+    except AttributeError:  # subclassed
         return None
 
 
