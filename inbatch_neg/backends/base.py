@@ -184,8 +184,7 @@ class Backend:
 
     def widest_integer(self) -> str:
         """Returns "int64", or "int32" where the backend has nothing wider."""
-        widest = ops.convert_to_tensor(np.zeros(1, "int64"))
-        return keras.backend.standardize_dtype(widest.dtype)
+        return "int64"
 
     def known_value(self, tensor: Tensor) -> np.ndarray | None:
         """Returns the values if they are on the host, None otherwise.

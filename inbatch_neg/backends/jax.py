@@ -31,6 +31,10 @@ class JaxBackend(Backend):
             return None
         return np.asarray(tensor)
 
+    def widest_integer(self) -> str:
+        """Depends on a setting of JAX."""
+        return "int64" if jax.config.jax_enable_x64 else "int32"
+
     def compile(self, function: Callable, xla: bool = True) -> Callable:
         """Compiles with XLA, the only compiler that JAX has."""
         return jax.jit(function)

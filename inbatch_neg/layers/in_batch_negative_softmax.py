@@ -251,8 +251,12 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         """Returns the losses, or the logits, of the queries of the batch."""
         uniform = None
         if self._negatives.is_random:
+            # Not of Keras' `floatx`: half of its bits would not tell apart
+            # all shifts of a large batch.
             uniform = keras.random.uniform(
-                (self.num_negatives,), seed=self.seed_generator
+                (self.num_negatives,),
+                dtype="float32",
+                seed=self.seed_generator,
             )
 
         def maths(batch: Batch, in_batch: Size, uniform: Tensor) -> Tensor:
