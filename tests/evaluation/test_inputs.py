@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pandas
-import polars
 import pyarrow
 import pytest
 
@@ -11,6 +10,8 @@ import inbatch_neg
 from tests.evaluation import oracle
 from tests.helpers import BACKEND, assert_all_equal, weights_of
 
+# The oldest environment has no polars, and only that of PyTorch has PyTorch.
+POLARS = pytest.param("polars", marks=pytest.mark.keras_at_least("3.6"))
 USERS = np.arange(12, dtype="int32")
 COUNTRIES = USERS[::-1] % 5
 # "age" comes before the inputs in the order of the names.
@@ -40,6 +41,16 @@ def towers():
     }
 
 
+def polars_frame(columns):
+    import polars
+
+    return polars.DataFrame(columns)
+
+
+def parameters(forms):
+    return [POLARS if form == "polars" else form for form in forms]
+
+
 def batched(columns, size=5):
     import tensorflow as tf
 
@@ -59,7 +70,7 @@ FORMS = {
     "dict": lambda: COLUMNS,
     "dict of lists": lambda: {k: v.tolist() for k, v in COLUMNS.items()},
     "pandas": lambda: pandas.DataFrame(COLUMNS),
-    "polars": lambda: polars.DataFrame(COLUMNS),
+    "polars": lambda: polars_frame(COLUMNS),
     "arrow": lambda: pyarrow.table(COLUMNS),
     "tf.data": lambda: batched(COLUMNS),
     "tf.data with labels": lambda: batched((COLUMNS, USERS)),
@@ -70,7 +81,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", parameters(FORMS))
 @pytest.mark.parametrize("tower", ["dict", "list", "one", "one in a dict"])
 def test_a_further_column_changes_nothing(towers, tower, form):
     by_hand = table(12, 0)(USERS)
@@ -143,36 +154,36 @@ def test_the_only_column_of_another_name(towers):
 VECTORS = np.random.default_rng(3).normal(size=(12, 4)).astype("float32")
 
 
-def test_frames_of_vectors():
-    names = ["d", "c", "b", "a"]  # in the order of the columns, not sorted
-    columns = dict(zip(names, VECTORS.T))
-    expected = evaluation(None, VECTORS)()
-    for frame in (
-        pandas.DataFrame(columns),
-        polars.DataFrame(columns),
-        pyarrow.table(columns),
-        batched(VECTORS),
-        list(VECTORS),
-        [VECTORS[:7], VECTORS[7:]],
-    ):
-        assert evaluation(None, frame)() == expected
+VECTOR_FORMS = {
+    "pandas": pandas.DataFrame,
+    "polars": polars_frame,
+    "arrow": pyarrow.table,
+    "tf.data": lambda columns: batched(VECTORS),
+    "list of vectors": lambda columns: list(VECTORS),
+    "list of batches": lambda columns: [VECTORS[:7], VECTORS[7:]],
+}
 
 
-@pytest.mark.parametrize(
-    "queries",
-    [
-        pandas.DataFrame({"user": pandas.array([1, None] * 6, "Int64")}),
-        polars.DataFrame({"user": [1, None] * 6}),
-        pyarrow.table({"user": [1, None] * 6}),
-    ],
-    ids=["pandas", "polars", "arrow"],
-)
-def test_missing_values(towers, queries):
+@pytest.mark.parametrize("form", parameters(VECTOR_FORMS))
+def test_forms_of_vectors(form):
+    # The order of the columns counts, not that of their names.
+    vectors = VECTOR_FORMS[form](dict(zip("dcba", VECTORS.T)))
+    assert evaluation(None, vectors)() == evaluation(None, VECTORS)()
+
+
+@pytest.mark.parametrize("form", parameters(["pandas", "polars", "arrow"]))
+def test_missing_values(towers, form):
+    users = [1, None] * 6
+    if form == "pandas":
+        users = pandas.array(users, "Int64")
+    queries = VECTOR_FORMS[form]({"user": users})
     with pytest.raises(ValueError, match="must have no missing.*6 of 12"):
         evaluation(towers["one"], queries)()
 
 
 def unbatched(form):
+    if form == "generator":
+        return (user for user in USERS)
     if form == "torch":
         import torch
 
@@ -180,11 +191,9 @@ def unbatched(form):
     import tensorflow as tf
 
     rows = tf.data.Dataset.from_tensor_slices(USERS)
-    return {
-        "tf.data": rows,
-        "tf.data of dicts": rows.map(lambda user: {"user": user}),
-        "generator": (user for user in USERS),
-    }[form]
+    if form == "tf.data of dicts":
+        return rows.map(lambda user: {"user": user})
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -278,13 +287,13 @@ STRINGS = {
     "bytes": lambda: NAMES.astype("S"),
     "list": lambda: NAMES.tolist(),
     "pandas": lambda: pandas.DataFrame({"user": NAMES, "age": USERS}),
-    "polars": lambda: polars.DataFrame({"user": NAMES}),
+    "polars": lambda: polars_frame({"user": NAMES}),
     "tf.data": lambda: batched({"user": NAMES}),
     "batches": lambda: iter([{"user": NAMES[:5]}, {"user": NAMES[5:]}]),
 }
 
 
-@pytest.mark.parametrize("form", STRINGS)
+@pytest.mark.parametrize("form", parameters(STRINGS))
 @pytest.mark.backends("tensorflow")
 def test_strings(towers, form):
     look_up = keras.layers.StringLookup(vocabulary=NAMES, num_oov_indices=0)
@@ -294,7 +303,7 @@ def test_strings(towers, form):
     assert evaluation(tower, STRINGS[form]())() == expected
 
 
-@pytest.mark.parametrize("form", STRINGS)
+@pytest.mark.parametrize("form", parameters(STRINGS))
 @pytest.mark.backends("jax", "torch")
 def test_strings_where_no_model_takes_them(towers, form):
     with pytest.raises(TypeError, match=f"strings.*backend {BACKEND}.*Look"):
