@@ -317,7 +317,11 @@ class Backend:
         """Whether a symbolic call may see floats in the place of integers."""
         return False
 
-    # The state of the model
+    # Exports and the state of the model
+
+    def refuses_export(self) -> bool:
+        """Whether a model is being exported that this backend cannot save."""
+        return False
 
     def restore_model_state(self) -> contextlib.AbstractContextManager:
         """Lets an exception leave a Keras step without loss of weights.

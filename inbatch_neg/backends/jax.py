@@ -61,6 +61,14 @@ class JaxBackend(Backend):
         mesh, axes = keras_internals.mesh_of_rows(distribution, rows)
         return _MeshSharding(mesh, axes)
 
+    def refuses_export(self) -> bool:
+        """True in every export.
+
+        It saves gradients, too, and fails where a `custom_gradient` refers to
+        tensors around it, as the losses of all but small batches do.
+        """
+        return keras_internals.in_export()
+
     def restore_model_state(self) -> contextlib.AbstractContextManager:
         """Assigns the weights again that a stateless step has taken out."""
         return keras_internals.restore_model_state(_is_value)

@@ -238,7 +238,7 @@ class CrossBatchMemory(keras.layers.Layer):
         )
         share = self._share()
         rows = candidate.shape[0]
-        if rows is not None and rows > share:
+        if isinstance(rows, int) and rows > share:
             raise ValueError(
                 f"{rule}, candidate.shape={tuple(candidate.shape)}, "
                 f"replicas: {self.capacity // share}"
