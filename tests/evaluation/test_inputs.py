@@ -231,6 +231,10 @@ class Fails(keras.layers.Layer):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
 
+class Stopped(BaseException):
+    """As a KeyboardInterrupt is."""
+
+
 class Stream:
     """Three batches of 5, 5 and 2 rows; or an error after the first."""
 
@@ -240,7 +244,7 @@ class Stream:
     def __iter__(self):
         yield USERS[:5]
         if self.broken:
-            raise KeyboardInterrupt
+            raise Stopped
         yield USERS[5:10]
         yield USERS[10:]
 
@@ -271,7 +275,7 @@ def test_weights_survive_what_predict_raises(case, steps):
         if case == "data":
             return
         queries = iter([USERS[:5], USERS[:5, None, None]])
-    expected = KeyboardInterrupt if case == "data" else Exception
+    expected = Stopped if case == "data" else Exception
     with pytest.raises(expected):
         evaluation(tower, queries)()
     assert_all_equal(weights_of(model), before)
