@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pandas
+import polars
 import pyarrow
 import pytest
 
@@ -10,8 +11,6 @@ import inbatch_neg
 from tests.evaluation import oracle
 from tests.helpers import BACKEND, assert_all_equal, weights_of
 
-# The oldest environment has no polars, and only that of PyTorch has PyTorch.
-POLARS = pytest.param("polars", marks=pytest.mark.keras_at_least("3.6"))
 USERS = np.arange(12, dtype="int32")
 COUNTRIES = USERS[::-1] % 5
 # "age" comes before the inputs in the order of the names.
@@ -41,16 +40,6 @@ def towers():
     }
 
 
-def polars_frame(columns):
-    import polars
-
-    return polars.DataFrame(columns)
-
-
-def parameters(forms):
-    return [POLARS if form == "polars" else form for form in forms]
-
-
 def batched(columns, size=5):
     import tensorflow as tf
 
@@ -70,7 +59,7 @@ FORMS = {
     "dict": lambda: COLUMNS,
     "dict of lists": lambda: {k: v.tolist() for k, v in COLUMNS.items()},
     "pandas": lambda: pandas.DataFrame(COLUMNS),
-    "polars": lambda: polars_frame(COLUMNS),
+    "polars": lambda: polars.DataFrame(COLUMNS),
     "arrow": lambda: pyarrow.table(COLUMNS),
     "tf.data": lambda: batched(COLUMNS),
     "tf.data with labels": lambda: batched((COLUMNS, USERS)),
@@ -81,7 +70,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", parameters(FORMS))
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("tower", ["dict", "list", "one", "one in a dict"])
 def test_a_further_column_changes_nothing(towers, tower, form):
     by_hand = table(12, 0)(USERS)
@@ -156,7 +145,7 @@ VECTORS = np.random.default_rng(3).normal(size=(12, 4)).astype("float32")
 
 VECTOR_FORMS = {
     "pandas": pandas.DataFrame,
-    "polars": polars_frame,
+    "polars": polars.DataFrame,
     "arrow": pyarrow.table,
     "tf.data": lambda columns: batched(VECTORS),
     "list of vectors": lambda columns: list(VECTORS),
@@ -164,14 +153,14 @@ VECTOR_FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", parameters(VECTOR_FORMS))
+@pytest.mark.parametrize("form", VECTOR_FORMS)
 def test_forms_of_vectors(form):
     # The order of the columns counts, not that of their names.
     vectors = VECTOR_FORMS[form](dict(zip("dcba", VECTORS.T)))
     assert evaluation(None, vectors)() == evaluation(None, VECTORS)()
 
 
-@pytest.mark.parametrize("form", parameters(["pandas", "polars", "arrow"]))
+@pytest.mark.parametrize("form", ["pandas", "polars", "arrow"])
 def test_missing_values(towers, form):
     users = [1, None] * 6
     if form == "pandas":
@@ -291,13 +280,13 @@ STRINGS = {
     "bytes": lambda: NAMES.astype("S"),
     "list": lambda: NAMES.tolist(),
     "pandas": lambda: pandas.DataFrame({"user": NAMES, "age": USERS}),
-    "polars": lambda: polars_frame({"user": NAMES}),
+    "polars": lambda: polars.DataFrame({"user": NAMES}),
     "tf.data": lambda: batched({"user": NAMES}),
     "batches": lambda: iter([{"user": NAMES[:5]}, {"user": NAMES[5:]}]),
 }
 
 
-@pytest.mark.parametrize("form", parameters(STRINGS))
+@pytest.mark.parametrize("form", STRINGS)
 @pytest.mark.backends("tensorflow")
 def test_strings(towers, form):
     look_up = keras.layers.StringLookup(vocabulary=NAMES, num_oov_indices=0)
@@ -307,7 +296,7 @@ def test_strings(towers, form):
     assert evaluation(tower, STRINGS[form]())() == expected
 
 
-@pytest.mark.parametrize("form", parameters(STRINGS))
+@pytest.mark.parametrize("form", STRINGS)
 @pytest.mark.backends("jax", "torch")
 def test_strings_where_no_model_takes_them(towers, form):
     with pytest.raises(TypeError, match=f"strings.*backend {BACKEND}.*Look"):
