@@ -95,6 +95,7 @@ def to_tensor(name: str, value: Any) -> Tensor:
     """Returns an argument as a tensor, None as None."""
     if value is None:
         return None
+    refuse_keras_2(name, value)
     try:
         return keras.ops.convert_to_tensor(value)
     except (TypeError, ValueError) as error:
@@ -105,6 +106,19 @@ def to_tensor(name: str, value: Any) -> Tensor:
             f"`{name}` must be a tensor, or an array that "
             f"{keras.backend.backend()} can hold. Received: {what}"
         ) from error
+
+
+def refuse_keras_2(name: str, value: Any) -> None:
+    """Refuses what was built with Keras 2, which this Keras cannot read."""
+    for kind in type(value).__mro__:
+        if kind.__module__.startswith(("tf_keras.", "tensorflow.python.keras")):
+            raise TypeError(
+                f"`{name}` comes from Keras 2, and this package is for Keras "
+                "3. Fix: build the model with `import keras`, or with "
+                "`tf.keras` where the environment does not set "
+                "TF_USE_LEGACY_KERAS. Received: "
+                f"{kind.__module__}.{kind.__qualname__}"
+            )
 
 
 def shifts(shifts: Any, rows: int | None) -> Tensor:

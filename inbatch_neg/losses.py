@@ -3,7 +3,10 @@
 import keras
 
 from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.softmax.scoring import cross_entropy_with_first
+from inbatch_neg.softmax.scoring import (
+    at_least_float32,
+    cross_entropy_with_first,
+)
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
@@ -25,7 +28,9 @@ class InBatchNegativeLoss(keras.losses.Loss):
         reduction: As in every Keras loss. Defaults to
             `"sum_over_batch_size"`, the mean over the rows.
         name: Name of the loss.
-        dtype: Dtype of the reduction. Defaults to `keras.config.floatx()`.
+        dtype: Dtype of the reduction, float32 where it would be half
+            precision (Keras' own mean over the steps, which it logs, stays
+            half there). Defaults to `keras.config.floatx()`.
 
     Raises:
         ValueError: in the call, if the output is neither (B,) nor (B, 1 + K)
@@ -49,7 +54,11 @@ class InBatchNegativeLoss(keras.losses.Loss):
         name: str = "in_batch_negative_loss",
         dtype: str | None = None,
     ) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        super().__init__(
+            name=name,
+            reduction=reduction,
+            dtype=at_least_float32(dtype),
+        )
 
     def __call__(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None

@@ -7,10 +7,14 @@ from keras import ops
 
 from inbatch_neg import arguments
 from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.softmax.scoring import at_least_float32
 
 
 class _InBatchMetric(keras.metrics.Mean):
     """The mean of a figure of each row's logits; `y_true` is ignored."""
+
+    def __init__(self, name: str, dtype: str | None) -> None:
+        super().__init__(name=name, dtype=at_least_float32(dtype))
 
     def update_state(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None
@@ -62,7 +66,8 @@ class InBatchTopKAccuracy(_InBatchMetric):
     Args:
         k: Length of the list, an integer of 1 or more. Defaults to 1.
         name: Defaults to `"in_batch_top_{k}_accuracy"`.
-        dtype: Of the mean. Defaults to `keras.config.floatx()`.
+        dtype: Of the mean, float32 where it would be half precision. Defaults
+            to `keras.config.floatx()`.
 
     Raises:
         ValueError, TypeError: if `k` is no such integer, or, in the call, if
@@ -111,7 +116,8 @@ class InBatchMeanReciprocalRank(_InBatchMetric):
 
     Args:
         name: Defaults to `"in_batch_mean_reciprocal_rank"`.
-        dtype: Of the mean. Defaults to `keras.config.floatx()`.
+        dtype: Of the mean, float32 where it would be half precision. Defaults
+            to `keras.config.floatx()`.
 
     Raises:
         ValueError: in the call, if `y_pred` are no logits.

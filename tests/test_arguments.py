@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from inbatch_neg import (
+    ChunkedTower,
     CrossBatchMemory,
     InBatchNegativeSoftmax,
+    RetrievalEvaluation,
     StreamingSamplingProbability,
     ops,
 )
@@ -282,3 +284,29 @@ def test_every_dtype_of_ids_masks(dtype):
     )
     expected = np.log(1 + np.array([2, 2, 3, 3]) / np.e)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+class KerasTensor:
+    """What Keras 2 calls so, as far as it is looked at."""
+
+    shape, dtype = (4, 3), "float32"
+
+
+KerasTensor.__module__ = "tf_keras.src.engine.keras_tensor"
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("candidate", lambda other: ops.in_batch_softmax_loss(V, other)),
+        ("tower", ChunkedTower),
+        (
+            "query_model",
+            lambda other: RetrievalEvaluation(other, None, IDS, IDS, V),
+        ),
+    ],
+)
+def test_keras_2(name, call):
+    message = f"`{name}` comes from Keras 2.*import keras.*Received: tf_keras"
+    with pytest.raises(TypeError, match=message):
+        call(KerasTensor())

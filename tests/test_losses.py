@@ -39,7 +39,7 @@ def test_loss_of_logits():
     )
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dtype_of_the_loss(dtype):
     loss = InBatchNegativeLoss(dtype=dtype)
     # What the losses of Keras give, which is not float64 on all backends.
@@ -64,3 +64,19 @@ def test_loss_of_a_wrong_shape(shape):
 def test_loss_of_another_reduction():
     with pytest.raises(ValueError, match="reduction"):
         InBatchNegativeLoss(reduction="median")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("by", ["floatx", "dtype"])
+def test_the_sum_has_32_bits(by, dtype):
+    if by == "floatx":
+        keras.config.set_floatx(dtype.removeprefix("mixed_"))
+    try:
+        loss = InBatchNegativeLoss(dtype=dtype if by == "dtype" else None)
+        found = loss(None, np.full(8192, 9.0, "float32"))
+        again = InBatchNegativeLoss.from_config(loss.get_config())
+    finally:
+        keras.config.set_floatx("float32")
+    assert float(found) == 9.0
+    assert loss.dtype == again.dtype == "float32"
+    assert InBatchNegativeLoss(dtype="float64").dtype == "float64"

@@ -184,8 +184,7 @@ class Backend:
 
     def widest_integer(self) -> str:
         """Returns "int64", or "int32" where the backend has nothing wider."""
-        widest = ops.convert_to_tensor(np.zeros(1, "int64"))
-        return keras.backend.standardize_dtype(widest.dtype)
+        return "int64"
 
     def known_value(self, tensor: Tensor) -> np.ndarray | None:
         """Returns the values if they are on the host, None otherwise.
@@ -318,7 +317,11 @@ class Backend:
         """Whether a symbolic call may see floats in the place of integers."""
         return False
 
-    # The state of the model
+    # Exports and the state of the model
+
+    def refuses_export(self) -> bool:
+        """Whether a model is being exported that this backend cannot save."""
+        return False
 
     def restore_model_state(self) -> contextlib.AbstractContextManager:
         """Lets an exception leave a Keras step without loss of weights.

@@ -31,6 +31,10 @@ class JaxBackend(Backend):
             return None
         return np.asarray(tensor)
 
+    def widest_integer(self) -> str:
+        """Depends on a setting of JAX."""
+        return "int64" if jax.config.jax_enable_x64 else "int32"
+
     def compile(self, function: Callable, xla: bool = True) -> Callable:
         """Compiles with XLA, the only compiler that JAX has."""
         return jax.jit(function)
@@ -56,6 +60,14 @@ class JaxBackend(Backend):
             return None
         mesh, axes = keras_internals.mesh_of_rows(distribution, rows)
         return _MeshSharding(mesh, axes)
+
+    def refuses_export(self) -> bool:
+        """True in every export.
+
+        It saves gradients, too, and fails where a `custom_gradient` refers to
+        tensors around it, as the losses of all but small batches do.
+        """
+        return keras_internals.in_export()
 
     def restore_model_state(self) -> contextlib.AbstractContextManager:
         """Assigns the weights again that a stateless step has taken out."""

@@ -4,6 +4,7 @@ Read in Keras 3.5.0 and 3.15.1. The tests run on both, so a change in Keras
 fails there first:
 
 - whether Keras traces shapes alone (`SymbolicScope.original_scope`);
+- the package that exports models (`keras.src.export`);
 - how an error passes Keras and AutoGraph unchanged (two attributes);
 - which local variable of a JAX step holds the weights (`state`), in which
   module, whether the model has them already (`_jax_state_synced`), and that
@@ -27,6 +28,14 @@ def in_symbolic_call() -> bool:
     """Whether Keras is tracing shapes alone, so that there is no batch yet."""
     with keras.SymbolicScope() as scope:
         return scope.original_scope is not None
+
+
+def in_export() -> bool:
+    """Whether `model.export` is tracing the model."""
+    return any(
+        frame.f_globals.get("__name__", "").startswith("keras.src.export")
+        for frame in _frames()
+    )
 
 
 class UnchangedMessage:

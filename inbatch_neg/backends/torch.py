@@ -87,10 +87,16 @@ class TorchBackend(Backend):
         PyTorch does not promise which of equal scores come first.
         """
         best, places = ops.top_k(scores, k)
+        if _is_exporting():  # which cannot branch on values
+            return self._stable_top_k(scores, k)
         fitting = (scores >= best[:, -1:]).sum(dim=1) > k
         if bool(fitting.any()):
-            order = scores.sort(dim=1, descending=True, stable=True)
-            best, places = order.values[:, :k], order.indices[:, :k]
+            return self._stable_top_k(scores, k)
+        return best, ops.cast(places, "int32")
+
+    def _stable_top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        order = scores.sort(dim=1, descending=True, stable=True)
+        best, places = order.values[:, :k], order.indices[:, :k]
         return best, ops.cast(places, "int32")
 
     def is_dense(self, tensor: Tensor) -> bool:
@@ -124,6 +130,11 @@ class TorchBackend(Backend):
             if distributed.get_world_size() > 1:
                 return _ProcessGroupCollectives()
         return None
+
+
+def _is_exporting() -> bool:
+    # Older than 2.7, PyTorch does not tell.
+    return getattr(torch.compiler, "is_exporting", bool)()
 
 
 @functools.cache

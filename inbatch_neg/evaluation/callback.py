@@ -121,6 +121,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             ("query_model", query_model),
             ("candidate_model", candidate_model),
         ):
+            arguments.refuse_keras_2(name, tower)
             if tower is not None and not isinstance(tower, keras.Model):
                 raise TypeError(
                     f"`{name}` must be a keras.Model, or None for ready "

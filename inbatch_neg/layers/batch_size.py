@@ -78,9 +78,10 @@ class BatchSize:
         if rows is None:
             if self.declared is None:
                 largest = max(self._largest.values(), default=None)
-                raise PartialBatchError(
-                    _unknown_rows(layer_name, shape, largest)
-                )
+                message = _unknown_rows(layer_name, shape, largest)
+                if not training:
+                    message += f" Fix of an export: {EXPORT_TOWER}"
+                raise PartialBatchError(message)
             return
         expected = self.rows
         if expected is None and self.declared != ANY:
@@ -89,7 +90,10 @@ class BatchSize:
             if rows > 1:
                 self._largest[kind] = expected
         if rows == 1 or (expected is not None and rows != expected):
-            raise PartialBatchError(_other_rows(layer_name, shape, expected))
+            message = _other_rows(layer_name, shape, expected)
+            if rows == 1 and not training:  # as PyTorch's export tries
+                message += f" Fix of an export: {EXPORT_TOWER}"
+            raise PartialBatchError(message)
 
     def error(self, layer_name: str) -> PartialBatchError:
         """The error of a batch whose rows are only known at run time."""
@@ -99,6 +103,12 @@ class BatchSize:
     def label(self) -> str:
         """The fix, in letters that the name of an operation may have."""
         return f"Partial_batch.Fix.inbatch_neg.full_batches.data.{self.rows}"
+
+
+EXPORT_TOWER = (
+    "export the tower, as in `query_tower.export(path)`, which serving needs; "
+    "the negatives are for training alone."
+)
 
 
 def _remedy(size: int | str) -> str:

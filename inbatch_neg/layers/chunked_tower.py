@@ -75,6 +75,7 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
     def __init__(
         self, tower: keras.Layer, chunk_size: int = 256, **kwargs: Any
     ) -> None:
+        arguments.refuse_keras_2("tower", tower)
         if not isinstance(tower, keras.Layer):
             raise TypeError(
                 "`tower` must be a Keras layer or model. "

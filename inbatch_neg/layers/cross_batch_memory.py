@@ -10,6 +10,7 @@ from inbatch_neg import arguments
 from inbatch_neg.backends import Tensor, backend, keras_internals
 from inbatch_neg.layers import replicas
 from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.scoring import constant
 
 Shape = Sequence[int | None]
 
@@ -185,7 +186,8 @@ class CrossBatchMemory(keras.layers.Layer):
             result[name] = ops.concatenate([own[name], shard])
         slots = ops.arange(self.capacity, dtype="int32")
         used = ops.logical_and(
-            slots < self._filled, self._steps >= self.warmup_steps
+            slots < self._filled,
+            ops.convert_to_tensor(self._steps) >= self.warmup_steps,
         )
         mask = ops.ones((batch.candidates,), "bool")
         result["candidate_mask"] = ops.concatenate(
@@ -205,9 +207,12 @@ class CrossBatchMemory(keras.layers.Layer):
             stored.assign(ops.stop_gradient(newest))
         rows = ops.cast(ops.shape(batch["candidate"])[0], "int32")
         filled = self._filled + rows
-        self._filled.assign(ops.minimum(filled, self.capacity))
+        capacity = constant(self.capacity, "int32")
+        self._filled.assign(ops.minimum(filled, capacity))
         # Stays where it is after the warm-up, and cannot overflow.
-        self._steps.assign(ops.minimum(self._steps + 1, self.warmup_steps))
+        steps = ops.convert_to_tensor(self._steps) + 1
+        warmup_steps = constant(self.warmup_steps, "int32")
+        self._steps.assign(ops.minimum(steps, warmup_steps))
 
     def _check(self, batch: Batch) -> None:
         arguments.vectors(batch.candidate, batch.candidate)
@@ -233,7 +238,7 @@ class CrossBatchMemory(keras.layers.Layer):
         )
         share = self._share()
         rows = candidate.shape[0]
-        if rows is not None and rows > share:
+        if isinstance(rows, int) and rows > share:
             raise ValueError(
                 f"{rule}, candidate.shape={tuple(candidate.shape)}, "
                 f"replicas: {self.capacity // share}"

@@ -2,7 +2,8 @@
 
 JAX has no 64-bit integers, `keras.ops` of the oldest version supported no
 bitwise ones, and saved buckets must stay those of the same ids for ever. What
-all have is int32 addition, multiplication and division, modulo 2^32.
+all have is int32 addition, multiplication and division, modulo 2^32: by
+Python's operators, since some functions of `keras.ops` make floats of int32.
 """
 
 import keras
@@ -32,7 +33,7 @@ def buckets(ids: Tensor, num_buckets: int, num_hashes: int) -> Tensor:
     mixed = _mix(_mix(mixed, constants[1]), constants[2])
     mixed = mixed + high[None] + constants[3]
     mixed = _mix(_mix(mixed, constants[4]), constants[5])
-    return ops.mod(mixed, num_buckets)  # not negative, the divisor is not
+    return mixed % num_buckets  # not negative, the divisor is not
 
 
 def _words(ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,11 +42,11 @@ def _words(ids: Tensor) -> tuple[Tensor, Tensor]:
     dtype = keras.backend.standardize_dtype(ids.dtype)
     if dtype in ("int64", "uint64"):
         ids = ops.cast(ids, "int64")
-        return low, ops.cast(ops.floor_divide(ids, 2**32), "int32")
+        return low, ops.cast(ids // 2**32, "int32")
     if dtype.startswith("uint"):
         return low, ops.zeros_like(low)
     # The sign, as in the int64 of the same value: 0 or -1.
-    return low, ops.floor_divide(ops.floor_divide(low, _HALF), _HALF // 2)
+    return low, low // _HALF // (_HALF // 2)
 
 
 def _mix(words: Tensor, constants: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def _mix(words: Tensor, constants: Tensor) -> Tensor:
     Swapping the halves brings these bits down for the next round.
     """
     words = words * (words + words + constants)
-    high = ops.mod(ops.floor_divide(words, _HALF), _HALF)
+    high = words // _HALF % _HALF
     return words * _HALF + high
 
 
@@ -68,4 +69,4 @@ def _constants(num_hashes: int) -> Tensor:
         for k in range(num_hashes)
     ]
     odd = (np.stack(drawn, axis=1) | np.uint32(1)).view(np.int32)
-    return ops.convert_to_tensor(odd[:, :, None])
+    return ops.convert_to_tensor(odd[:, :, None], dtype="int32")

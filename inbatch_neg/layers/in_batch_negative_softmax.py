@@ -10,7 +10,7 @@ from inbatch_neg import arguments
 from inbatch_neg.backends import Tensor, backend, keras_internals
 from inbatch_neg.backends.base import Size
 from inbatch_neg.layers import replicas
-from inbatch_neg.layers.batch_size import BatchSize
+from inbatch_neg.layers.batch_size import EXPORT_TOWER, BatchSize
 from inbatch_neg.layers.negative_sampling import NegativeSampling
 from inbatch_neg.layers.temperature import Temperature, from_config
 from inbatch_neg.softmax import exact
@@ -223,6 +223,11 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
     def _checked(self, batch: Batch, training: bool | None) -> Batch:
         """Returns the batch as tensors, if it is full and they fit."""
+        if backend.refuses_export():
+            raise ValueError(
+                f"`{self.name}` cannot be exported on the backend "
+                f"{backend.name}. Fix: {EXPORT_TOWER}"
+            )
         batch = arguments.to_tensors(batch)
         if self.cross_replica:
             batch = replicas.check_same_shapes(batch)
@@ -251,8 +256,12 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         """Returns the losses, or the logits, of the queries of the batch."""
         uniform = None
         if self._negatives.is_random:
+            # Not of Keras' `floatx`: half of its bits would not tell apart
+            # all shifts of a large batch.
             uniform = keras.random.uniform(
-                (self.num_negatives,), seed=self.seed_generator
+                (self.num_negatives,),
+                dtype="float32",
+                seed=self.seed_generator,
             )
 
         def maths(batch: Batch, in_batch: Size, uniform: Tensor) -> Tensor:

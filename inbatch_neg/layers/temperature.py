@@ -43,6 +43,7 @@ class Temperature:
                 dtype=dtype,
                 initializer=keras.initializers.Constant(_INITIAL_LOG_SCALE),
                 constraint=_MaxLogScale(),
+                autocast=False,  # also where no model is around the layer
             )
         elif isinstance(value, keras.Variable):
             self.variable = _checked(value)

@@ -200,4 +200,4 @@ def _most_rows(candidate: Tensor, count: int) -> int:
 def _minimum(one: Size, other: Size) -> Size:
     if isinstance(one, int) and isinstance(other, int):
         return min(one, other)
-    return ops.minimum(one, other)
+    return ops.minimum(constant(one, "int32"), constant(other, "int32"))

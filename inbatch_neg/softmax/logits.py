@@ -41,7 +41,7 @@ def rotation_logits(
         ]
     )
     places = ops.arange(rows, dtype="int32")[:, None] + shifts[None, :]
-    places = ops.mod(places, in_batch)
+    places = places % in_batch
     return _assemble(query, candidate, scoring, scores, places, in_batch)
 
 
@@ -52,7 +52,7 @@ def all_logits(
     rows = ops.shape(query)[0]
     places = ops.arange(in_batch, dtype="int32")
     places = places[:rows, None] + places[None, 1:]
-    places = ops.mod(places, in_batch)  # (B, G - 1)
+    places = places % in_batch  # (B, G - 1)
     scores = all_products(query, candidate[:in_batch])
     scores = ops.take_along_axis(scores, places, axis=1)
     return _assemble(query, candidate, scoring, scores, places, in_batch)

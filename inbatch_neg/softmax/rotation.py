@@ -11,6 +11,7 @@ from keras import ops
 from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.backends.base import Size
 from inbatch_neg.softmax.chunks import RowChunks
+from inbatch_neg.softmax.scoring import constant
 
 # Floats of the vectors that a chunk of rows meets, and its fewest rows.
 _MET_FLOATS = 2**20
@@ -36,7 +37,7 @@ def draw_shifts(num_negatives: int, rows: Size, uniform: Tensor) -> Tensor:
     # The integers from kB/N up begin at its ceiling. B N stays below 2^31 in
     # int32 as long as a (B, N) matrix of logits fits any memory.
     edge = -(-(step * rows) // num_negatives)
-    low = ops.maximum(edge[:-1], 1)
+    low = ops.maximum(edge[:-1], constant(1, "int32"))
     width = edge[1:] - low
     drawn = ops.cast(uniform * ops.cast(width, uniform.dtype), "int32")
     # `uniform * width` may round up to `width`.
@@ -147,4 +148,4 @@ def _meet(
 
 def _around(numbers: Tensor, shifts: Tensor, count: Size) -> Tensor:
     """Returns (R, N) int32, the numbers and each shift, modulo the count."""
-    return ops.mod(numbers[:, None] + shifts[None, :], count)
+    return (numbers[:, None] + shifts[None, :]) % count

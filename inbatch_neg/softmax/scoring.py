@@ -7,7 +7,7 @@ the rules stand once.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
@@ -80,11 +80,13 @@ def _minus_log_q(probability: Tensor, dtype: str) -> Tensor:
     return ops.stop_gradient(-ops.log(probability))
 
 
-def constant(value: float, dtype: str) -> Tensor:
+def constant(value: float | Tensor, dtype: str) -> Tensor:
     """Returns the number as a tensor of this dtype.
 
     On some backends Keras takes a Python float for a float32, and float64
-    beside one falls to float32.
+    beside one falls to float32. And under `floatx` "bfloat16" it takes a
+    Python integer beside an int32 for a float: integers are computed with
+    Python's operators, which are the backend's own, or with this.
     """
     return ops.convert_to_tensor(value, dtype=dtype)
 
@@ -122,3 +124,14 @@ def compute_dtype(*tensors: Tensor) -> str:
     """
     dtypes = [keras.backend.standardize_dtype(t.dtype) for t in tensors]
     return "float64" if "float64" in dtypes else "float32"
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """Returns a dtype or policy, or None for Keras' own, of 32 bits or more.
+
+    A sum over the rows of a batch needs them: that of 8,192 losses of 9 is
+    beyond float16, and counting by ones ends at 256 in bfloat16.
+    """
+    policy = keras.dtype_policies.get(dtype or keras.config.floatx())
+    half = policy.compute_dtype in ("float16", "bfloat16")
+    return "float32" if half else dtype

@@ -1,9 +1,16 @@
 """Runs the code of docs/serving.md, in its order, in an empty folder."""
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
+import keras
+import numpy as np
 import pytest
+
+import inbatch_neg
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -22,3 +29,44 @@ def test_code_of_the_page(tmp_path, monkeypatch):
         code = compile("\n" * line + block.group(1), str(PAGE), "exec")
         exec(code, names)
     assert {"served", "graph", "retrieve"} <= names.keys()
+
+
+ELSEWHERE = """
+import sys
+
+import keras
+
+ids = keras.ops.arange(4)
+assert keras.models.load_model("tower.keras")(ids).shape == (4, 4)
+assert not any(name.startswith("inbatch_neg") for name in sys.modules)
+import inbatch_neg
+
+loaded = keras.models.load_model("training.keras")
+print(loaded.train_on_batch({"user": ids, "item": ids}))
+"""
+
+
+def test_models_in_another_process(tmp_path):
+    """The towers load without the package, the training model with it."""
+    user, item = (
+        keras.Input((), dtype="int32", name=name) for name in ("user", "item")
+    )
+    tower = keras.Sequential([keras.layers.Embedding(9, 4)])
+    model = keras.Model(
+        {"user": user, "item": item},
+        inbatch_neg.InBatchNegativeSoftmax()(tower(user), tower(item)),
+    )
+    model.compile("adam", loss=inbatch_neg.InBatchNegativeLoss())
+    model.save(tmp_path / "training.keras")
+    tower.save(tmp_path / "tower.keras")
+    root = pathlib.Path(inbatch_neg.__file__).parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(float(done.stdout.split()[-1]))

@@ -143,36 +143,36 @@ def test_the_only_column_of_another_name(towers):
 VECTORS = np.random.default_rng(3).normal(size=(12, 4)).astype("float32")
 
 
-def test_frames_of_vectors():
-    names = ["d", "c", "b", "a"]  # in the order of the columns, not sorted
-    columns = dict(zip(names, VECTORS.T))
-    expected = evaluation(None, VECTORS)()
-    for frame in (
-        pandas.DataFrame(columns),
-        polars.DataFrame(columns),
-        pyarrow.table(columns),
-        batched(VECTORS),
-        list(VECTORS),
-        [VECTORS[:7], VECTORS[7:]],
-    ):
-        assert evaluation(None, frame)() == expected
+VECTOR_FORMS = {
+    "pandas": pandas.DataFrame,
+    "polars": polars.DataFrame,
+    "arrow": pyarrow.table,
+    "tf.data": lambda columns: batched(VECTORS),
+    "list of vectors": lambda columns: list(VECTORS),
+    "list of batches": lambda columns: [VECTORS[:7], VECTORS[7:]],
+}
 
 
-@pytest.mark.parametrize(
-    "queries",
-    [
-        pandas.DataFrame({"user": pandas.array([1, None] * 6, "Int64")}),
-        polars.DataFrame({"user": [1, None] * 6}),
-        pyarrow.table({"user": [1, None] * 6}),
-    ],
-    ids=["pandas", "polars", "arrow"],
-)
-def test_missing_values(towers, queries):
+@pytest.mark.parametrize("form", VECTOR_FORMS)
+def test_forms_of_vectors(form):
+    # The order of the columns counts, not that of their names.
+    vectors = VECTOR_FORMS[form](dict(zip("dcba", VECTORS.T)))
+    assert evaluation(None, vectors)() == evaluation(None, VECTORS)()
+
+
+@pytest.mark.parametrize("form", ["pandas", "polars", "arrow"])
+def test_missing_values(towers, form):
+    users = [1, None] * 6
+    if form == "pandas":
+        users = pandas.array(users, "Int64")
+    queries = VECTOR_FORMS[form]({"user": users})
     with pytest.raises(ValueError, match="must have no missing.*6 of 12"):
         evaluation(towers["one"], queries)()
 
 
 def unbatched(form):
+    if form == "generator":
+        return (user for user in USERS)
     if form == "torch":
         import torch
 
@@ -180,11 +180,9 @@ def unbatched(form):
     import tensorflow as tf
 
     rows = tf.data.Dataset.from_tensor_slices(USERS)
-    return {
-        "tf.data": rows,
-        "tf.data of dicts": rows.map(lambda user: {"user": user}),
-        "generator": (user for user in USERS),
-    }[form]
+    if form == "tf.data of dicts":
+        return rows.map(lambda user: {"user": user})
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -222,6 +220,10 @@ class Fails(keras.layers.Layer):
         return keras.KerasTensor(x.shape, dtype=x.dtype)
 
 
+class Stopped(BaseException):
+    """As a KeyboardInterrupt is."""
+
+
 class Stream:
     """Three batches of 5, 5 and 2 rows; or an error after the first."""
 
@@ -231,7 +233,7 @@ class Stream:
     def __iter__(self):
         yield USERS[:5]
         if self.broken:
-            raise KeyboardInterrupt
+            raise Stopped
         yield USERS[5:10]
         yield USERS[10:]
 
@@ -262,7 +264,7 @@ def test_weights_survive_what_predict_raises(case, steps):
         if case == "data":
             return
         queries = iter([USERS[:5], USERS[:5, None, None]])
-    expected = KeyboardInterrupt if case == "data" else Exception
+    expected = Stopped if case == "data" else Exception
     with pytest.raises(expected):
         evaluation(tower, queries)()
     assert_all_equal(weights_of(model), before)
