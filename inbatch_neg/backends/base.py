@@ -187,13 +187,6 @@ class Backend:
         widest = ops.convert_to_tensor(np.zeros(1, "int64"))
         return keras.backend.standardize_dtype(widest.dtype)
 
-    def known_value(self, tensor: Tensor) -> np.ndarray | None:
-        """Returns the values if they are on the host, None otherwise.
-
-        None while tracing, and where reading would wait for a device.
-        """
-        return None
-
     # Differentiation, compilation, order of execution
 
     def custom_gradient(

@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 import keras
-import numpy as np
 import torch
 from keras import ops
 from torch import distributed
@@ -57,14 +56,6 @@ class TorchBackend(Backend):
     def addmm(self, tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Adds in place."""
         return tensor.add_(self.matmul_no_grad(left, right))
-
-    def known_value(self, tensor: Tensor) -> np.ndarray | None:
-        """Reads what is on the CPU, unless it is being compiled."""
-        if tensor is None or tensor.device.type != "cpu":
-            return None
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return None
-        return tensor.numpy()
 
     def tuning(self, tensor: Tensor) -> Tuning:
         """Returns larger dense matrices and smaller chunks than elsewhere.

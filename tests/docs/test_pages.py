@@ -19,9 +19,7 @@ PAGES = (
     "evaluation.md",
     "negatives.md",
     # Its index is not installed beside the oldest Keras.
-    pytest.param(
-        "several-vectors.md", marks=pytest.mark.keras_at_least("3.6")
-    ),
+    pytest.param("several-vectors.md", marks=pytest.mark.keras_at_least("3.6")),
 )
 
 
