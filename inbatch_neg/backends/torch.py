@@ -61,11 +61,16 @@ class TorchBackend(Backend):
         """Returns larger dense matrices and smaller chunks than elsewhere.
 
         PyTorch runs each operation from Python, so chunks must save more to
-        pay for their own operations. On the CPU a chunk has at most 16 MB of
+        pay for their own operations. Several vectors are that many more, so
+        their chunks are larger. On the CPU a chunk has at most 16 MB of
         float32: glibc gives blocks above 32 MB back to the system.
         """
         limit = 2**22 if tensor.device.type == "cpu" else 2**31 - 1
-        return Tuning(max_chunk_scores=limit, max_dense_scores=2**18)
+        return Tuning(
+            max_chunk_scores=limit,
+            table_scores=2**21,
+            max_dense_scores=2**18,
+        )
 
     def update_rows(self, tensor: Tensor, start: Size, rows: Tensor) -> Tensor:
         """Writes in place: a slice update would copy the whole tensor."""
