@@ -278,8 +278,11 @@ def mask(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     _length(name, tensor, rows, of)
 
 
-def query_mask(mask: Tensor, query: Tensor) -> None:
-    """Refuses a mask that is not one bool per vector of `query`."""
+def query_mask(mask: Tensor, query: Tensor, backend: Backend) -> None:
+    """Refuses a mask that is not one bool per vector of `query`.
+
+    A row without any vector is refused where the values can be read.
+    """
     if mask is None:
         return
     if not _has_vectors(query):
@@ -301,17 +304,19 @@ def query_mask(mask: Tensor, query: Tensor) -> None:
             f"Received: query_mask.shape={_shape(mask)}, "
             f"query.shape={_shape(query)}"
         )
+    if backend.are_readable(mask):
+        _query_mask_values(mask)
 
 
-def some_vectors(mask: np.ndarray | None) -> None:
-    """Refuses a `query_mask` whose values are known and leave a row empty."""
-    if mask is None or mask.any(axis=1).all():
-        return
-    raise ValueError(
-        "`query_mask` must leave every row at least one vector. Leave such "
-        "rows out of the batch, or give them a weight of 0 and any vector. "
-        f"Received: row {int(mask.any(axis=1).argmin())} without any"
-    )
+def _query_mask_values(values: Tensor) -> None:
+    """Refuses a row without any vector."""
+    empty = ~keras.ops.convert_to_numpy(values).any(axis=1)
+    if empty.any():
+        raise ValueError(
+            "`query_mask` must leave every row at least one vector. Leave "
+            "such rows out of the batch, or give them any vector and a weight "
+            f"of 0. Received: row {int(empty.argmax())} without any"
+        )
 
 
 def weight(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
@@ -334,7 +339,7 @@ def check_batch(batch: Batch, backend: Backend) -> None:
             read at little cost.
     """
     vectors(batch.query, batch.candidate, several=True)
-    query_mask(batch.query_mask, batch.query)
+    query_mask(batch.query_mask, batch.query, backend)
     rows, candidates = batch.query.shape[0], batch.candidate.shape[0]
     check_candidate_fields(batch, candidates, backend)
     ids("query_ids", batch.query_ids, rows, "query", backend)

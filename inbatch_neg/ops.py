@@ -93,7 +93,6 @@ def in_batch_softmax_loss(
     with backend.restore_model_state():
         batch = arguments.to_tensors(batch)
         arguments.check_batch(batch, backend)
-        arguments.some_vectors(backend.known_value(batch.query_mask))
         temperature = arguments.temperature(temperature)
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)

@@ -41,7 +41,7 @@ class Pairs(NamedTuple):
     user_id: Any  # (B,)
     item_id: Any  # (B,)
     probability: Any  # (B,), how likely the item is in a row of the data
-    user: Any  # (B, DIMENSIONS), from the user tower
+    user: Any  # (B, DIMENSIONS) or (B, P, DIMENSIONS), from the user tower
     item: Any  # (B, DIMENSIONS), from the item tower
     item_tower: Any  # from ids to vectors
     frequency: np.ndarray  # (items,), the probability of every item
@@ -54,6 +54,7 @@ class Recipe(NamedTuple):
     title: str
     losses: Callable[[Pairs], Any]
     unit_length: bool = True  # of the towers' vectors
+    vectors: int = 1  # P, of a user
 
 
 def plain(pairs):
@@ -178,6 +179,8 @@ RECIPES = {
     "symmetric": Recipe("... in both directions", symmetric),
     "mixed": Recipe("... and 1024 uniform negatives", mixed),
     "learned": Recipe("... temperature learned", learned),
+    "two_vectors": Recipe("... 2 vectors a user", corrected, vectors=2),
+    "four_vectors": Recipe("... 4 vectors a user", corrected, vectors=4),
 }
 DEFAULT_RECIPES = ("plain", "rotation", "recipe")
 
@@ -185,9 +188,14 @@ DEFAULT_RECIPES = ("plain", "rotation", "recipe")
 # The model and its training: plain Keras.
 
 
-def tower(name, num_ids, unit_length):
-    """Returns a model from ids (B,) to vectors (B, DIMENSIONS)."""
-    layers = [keras.layers.Embedding(num_ids, DIMENSIONS)]
+def tower(name, num_ids, unit_length, vectors=1):
+    """Returns a model from ids (B,) to vectors (B, DIMENSIONS).
+
+    Or (B, vectors, DIMENSIONS), where there are several.
+    """
+    layers = [keras.layers.Embedding(num_ids, vectors * DIMENSIONS)]
+    if vectors > 1:
+        layers.append(keras.layers.Reshape((vectors, DIMENSIONS)))
     if unit_length:
         layers.append(keras.layers.UnitNormalization())
     return keras.Sequential(layers, name=name)
@@ -195,7 +203,9 @@ def tower(name, num_ids, unit_length):
 
 def build(recipe, split, seed):
     """Returns the model from rows to losses (B,), and its two towers."""
-    user_tower = tower("user", split.num_users, recipe.unit_length)
+    user_tower = tower(
+        "user", split.num_users, recipe.unit_length, recipe.vectors
+    )
     item_tower = tower("item", split.num_items, recipe.unit_length)
     user_id = keras.Input((), dtype="int32", name="user_id")
     item_id = keras.Input((), dtype="int32", name="item_id")

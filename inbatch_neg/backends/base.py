@@ -30,6 +30,8 @@ class Tuning(NamedTuple):
         min_chunk_rows: The fewest rows of a chunk, whatever its scores.
         max_chunk_rows: The most rows of a chunk.
         max_chunk_scores: The most scores of a chunk, whatever its rows.
+        table_scores: The scores that each of the tables of a chunk should
+            have, where there are several vectors a row.
         max_dense_scores: Up to so many scores, the whole matrix is kept and
             the backend's own derivative is used: faster for a small batch,
             whose memory does not matter.
@@ -39,6 +41,7 @@ class Tuning(NamedTuple):
     min_chunk_rows: int = 128
     max_chunk_rows: int = 1024
     max_chunk_scores: int = 2**31 - 1
+    table_scores: int = 2**18
     max_dense_scores: int = 2**16
 
 
@@ -185,13 +188,6 @@ class Backend:
     def widest_integer(self) -> str:
         """Returns "int64", or "int32" where the backend has nothing wider."""
         return "int64"
-
-    def known_value(self, tensor: Tensor) -> np.ndarray | None:
-        """Returns the values if they are on the host, None otherwise.
-
-        None while tracing, and where reading would wait for a device.
-        """
-        return None
 
     # Differentiation, compilation, order of execution
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import keras
-import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from inbatch_neg.backends import chunked_jax, keras_internals
@@ -24,12 +23,6 @@ class JaxBackend(Backend):
         return isinstance(tensor, jax.Array) and not isinstance(
             tensor, jax.core.Tracer
         )
-
-    def known_value(self, tensor: Tensor) -> np.ndarray | None:
-        """Reads what is no tracer."""
-        if tensor is None or isinstance(tensor, jax.core.Tracer):
-            return None
-        return np.asarray(tensor)
 
     def widest_integer(self) -> str:
         """Depends on a setting of JAX."""

@@ -41,10 +41,6 @@ class TensorFlowBackend(Backend):
             return ids
         return tf.strings.to_hash_bucket_fast(ids, 2**63 - 1)
 
-    def known_value(self, tensor: Tensor) -> np.ndarray | None:
-        """Reads eager tensors and the constants of a graph."""
-        return None if tensor is None else tf.get_static_value(tensor)
-
     def string_tensor(self, strings: np.ndarray) -> Tensor:
         """Returns a tensor of strings; Keras takes none of NumPy's."""
         return tf.convert_to_tensor(strings)

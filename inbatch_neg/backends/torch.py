@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 
 import keras
-import numpy as np
 import torch
 from keras import ops
 from torch import distributed
@@ -58,23 +57,20 @@ class TorchBackend(Backend):
         """Adds in place."""
         return tensor.add_(self.matmul_no_grad(left, right))
 
-    def known_value(self, tensor: Tensor) -> np.ndarray | None:
-        """Reads what is on the CPU, unless it is being compiled."""
-        if tensor is None or tensor.device.type != "cpu":
-            return None
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return None
-        return tensor.numpy()
-
     def tuning(self, tensor: Tensor) -> Tuning:
         """Returns larger dense matrices and smaller chunks than elsewhere.
 
         PyTorch runs each operation from Python, so chunks must save more to
-        pay for their own operations. On the CPU a chunk has at most 16 MB of
+        pay for their own operations. Several vectors are that many more, so
+        their chunks are larger. On the CPU a chunk has at most 16 MB of
         float32: glibc gives blocks above 32 MB back to the system.
         """
         limit = 2**22 if tensor.device.type == "cpu" else 2**31 - 1
-        return Tuning(max_chunk_scores=limit, max_dense_scores=2**18)
+        return Tuning(
+            max_chunk_scores=limit,
+            table_scores=2**21,
+            max_dense_scores=2**18,
+        )
 
     def update_rows(self, tensor: Tensor, start: Size, rows: Tensor) -> Tensor:
         """Writes in place: a slice update would copy the whole tensor."""

@@ -232,7 +232,6 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         if self.cross_replica:
             batch = replicas.check_same_shapes(batch)
         self._check(batch)
-        arguments.some_vectors(backend.known_value(batch.query_mask))
         self._batch_size.check(self.name, tuple(batch.query.shape), training)
         batch = Batch(
             *backend.ensure_rows(

@@ -182,19 +182,21 @@ class Chunks(RowChunks):
 def _most_rows(candidate: Tensor, count: int) -> int:
     """Returns how many rows of scores, by `count` vectors, make a fast chunk.
 
-    With several vectors there are their products and their shares of the
-    gradient in the place of one table.
+    With several vectors a chunk has their products and their shares of the
+    gradient, up to 2P tables of scores.
     """
     tuning = backend.tuning(candidate)
-    tables = 1 if count == 1 else 2 * count
-    fewest = max(tuning.min_chunk_rows // min(tables, 2), 1)
+    scores, fewest = tuning.chunk_scores, tuning.min_chunk_rows
+    most = tuning.max_chunk_rows
+    if count > 1:
+        scores, fewest = tuning.table_scores, max(fewest // 2, 1)
+        most = max(most // 2, 1)
     candidates = candidate.shape[0]
     if candidates is None:
-        return max(tuning.max_chunk_rows // tables, fewest)
-    candidates *= tables
-    rows = max(tuning.chunk_scores // candidates, fewest)
+        return most
+    rows = max(scores // candidates, fewest)
     limit = max(tuning.max_chunk_scores // candidates, 1)
-    return min(rows, tuning.max_chunk_rows, limit)
+    return min(rows, most, limit)
 
 
 def _minimum(one: Size, other: Size) -> Size:

@@ -12,8 +12,9 @@ class Inputs(NamedTuple):
     """A batch of B rows.
 
     Attributes:
-        query: (B, D) float32. Scores have a standard deviation of 2.5 at
-            D = 64, as with unit vectors and a temperature of 0.05.
+        query: (B, D) float32, or (B, P, D), P vectors a row. Products have a
+            standard deviation of 2.5 at D = 64, as with unit vectors and a
+            temperature of 0.05.
         candidate: (B, D) float32, the vectors of the items.
         candidate_ids: (B,) int64, drawn from a catalogue by popularity.
         probability: (B,) float32, the popularity of each.
@@ -39,21 +40,22 @@ class Inputs(NamedTuple):
         }
 
 
-def make(rows, dimensions, with_rules=False, negatives=0, seed=0):
+def make(rows, dimensions, with_rules=False, negatives=0, vectors=1, seed=0):
     """Returns the `Inputs`, the same for the same arguments."""
     rng = np.random.default_rng(seed)
 
-    def unit_vectors(count):
-        vectors = rng.normal(size=(count, dimensions))
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    def unit_vectors(*shape):
+        vectors = rng.normal(size=(*shape, dimensions))
+        vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
         return vectors.astype("float32")
 
     popularity = 1.0 / (np.arange(_CATALOGUE) + 10.0)
     popularity /= popularity.sum()
     ids = rng.choice(_CATALOGUE, size=rows, p=popularity)
+    shape = (rows,) if vectors == 1 else (rows, vectors)
     shifts = [rows * (2 * k + 1) // (2 * negatives) for k in range(negatives)]
     return Inputs(
-        query=20.0 * unit_vectors(rows),
+        query=20.0 * unit_vectors(*shape),
         candidate=unit_vectors(_CATALOGUE)[ids],
         candidate_ids=ids.astype("int64"),
         probability=popularity[ids].astype("float32"),

@@ -19,6 +19,7 @@ _ROTATION = tuple(
     f"tensorflow_rotation/{name}"
     for name in ("ours", "article", "one_concatenation", "hardest")
 )
+_VECTORS = tuple(f"tensorflow/{name}" for name in ("ours", "tfrs", "limit"))
 _LAYER = tuple(
     f"tensorflow_layer/{name}"
     for name in ("training", "evaluation", "symmetric")
@@ -65,6 +66,7 @@ class Measurement(NamedTuple):
         rows: B.
         with_rules: Whether ids and sampling probabilities are given.
         negatives: N rotations.
+        vectors: P, of a query.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Measurement(NamedTuple):
     rows: int
     with_rules: bool = False
     negatives: int = 0
+    vectors: int = 1
 
     @property
     def is_scale(self):
@@ -125,6 +128,10 @@ def every(largest, quick):
     result += [
         Measurement(f"rotation-{n}", _ROTATION, sizes[0], negatives=n)
         for n in (4, 20, 100)
+    ]
+    result += [
+        Measurement(f"vectors-{count}", _VECTORS, sizes[0], vectors=count)
+        for count in (2, 4, 8)
     ]
     result += [
         _with_or_without_rules("layer", _LAYER, most, with_rules)

@@ -132,11 +132,12 @@ def plain_xla(inputs):
 def limit(inputs):
     """The three matrix products that any exact gradient needs, and no more.
 
-    From 32,768 rows on by blocks of rows, of 1 GB of scores each.
+    Queries of several vectors count as so many rows. From 32,768 rows on by
+    blocks of rows, of 1 GB of scores each.
     """
-    query = tf.constant(inputs.query)
+    query = tf.constant(inputs.query.reshape(-1, inputs.query.shape[-1]))
     candidate = tf.constant(inputs.candidate)
-    block_rows = max(2**28 // len(inputs.query), 1)
+    block_rows = max(2**28 // len(candidate), 1)
 
     @tf.function
     def products(block, candidate):
@@ -147,7 +148,7 @@ def limit(inputs):
         )
 
     def step():
-        for start in range(0, len(inputs.query), block_rows):
+        for start in range(0, len(query), block_rows):
             products(query[start : start + block_rows], candidate)
 
     return step

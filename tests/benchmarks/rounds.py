@@ -170,6 +170,7 @@ def _workers(group, dimensions):
                 "dimensions": dimensions,
                 "with_rules": measurement.with_rules,
                 "negatives": measurement.negatives,
+                "vectors": measurement.vectors,
             }
         )
         for measurement, contender in group

@@ -176,6 +176,8 @@ TARGETS = (
     _speedup("rotation-100", "article", 2.0),
     _memory_share("rotation-20", "article", 0.5),
     _memory_share("rotation-100", "article", 0.25),
+    _speedup("vectors-4", "tfrs", 2.0),
+    _memory_share("vectors-4", "tfrs", 1 / 8),
     _times_as_long(
         "layer-8192: time of evaluation over a training step",
         "layer-8192:evaluation",

@@ -21,7 +21,7 @@ _LONGEST_SECONDS = 5.0
 _SECONDS = 1.0
 
 
-def measure(contender, rows, dimensions, with_rules, negatives):
+def measure(contender, rows, dimensions, with_rules, negatives, vectors):
     """Returns time in seconds, extra memory in bytes and the results.
 
     Args:
@@ -30,14 +30,16 @@ def measure(contender, rows, dimensions, with_rules, negatives):
         dimensions: D.
         with_rules: Whether ids and sampling probabilities are given.
         negatives: N rotations.
+        vectors: P, of a query.
     """
     engine, function = contender.split("/")
     module = importlib.import_module(f"tests.benchmarks.on_{engine}")
     build = getattr(module, function)
     # Too many for the form that ours takes for small batches, if it can be.
     warm_up_rows = max(256, min(rows // 4, 1100))
-    build(inputs.make(warm_up_rows, dimensions, with_rules, negatives))()
-    step = build(inputs.make(rows, dimensions, with_rules, negatives))
+    kind = (dimensions, with_rules, negatives, vectors)
+    build(inputs.make(warm_up_rows, *kind))()
+    step = build(inputs.make(rows, *kind))
 
     peak_before = _peak_memory()
     step()  # traces and compiles

@@ -79,7 +79,9 @@ def test_a_recipe_learns_the_two_groups(movielens, data, folder, name):
     assert movielens.popularity(split).recall < 0.7
 
 
-@pytest.mark.parametrize("name", ["memory", "hardest", "learned", "unmasked"])
+@pytest.mark.parametrize(
+    "name", ["memory", "hardest", "learned", "unmasked", "two_vectors"]
+)
 def test_the_other_recipes_train(movielens, data, folder, name):
     split = data.split_last_two(data.load_ratings(folder))
     # The hardest 100 must be fewer than the batch.

@@ -15,7 +15,12 @@ from tests.helpers import value_and_gradients
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # docs/training.md and docs/serving.md have tests of their own; docs/replicas.md
 # needs several workers, and tests/replicas runs its code.
-PAGES = ("evaluation.md", "negatives.md")
+PAGES = (
+    "evaluation.md",
+    "negatives.md",
+    # Its index is not installed beside the oldest Keras.
+    pytest.param("several-vectors.md", marks=pytest.mark.keras_at_least("3.6")),
+)
 
 
 def run(page, folder, monkeypatch):
