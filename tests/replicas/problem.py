@@ -49,6 +49,11 @@ CASES = {
         False,
     ),
     "memory_alone": ({"num_negatives": 11, "seed": 4}, ("memory",), True),
+    "chunked": (
+        {"temperature": 0.5},
+        ("candidate_ids", "query_ids", "chunked"),
+        False,
+    ),
     "two_shifts_logits": (
         {"num_negatives": 2, "seed": 7, "return_logits": True},
         ("extra",),
@@ -93,10 +98,21 @@ class TwoTowers(keras.Model):
             64, num_hashes=2
         )
 
+    def join(self):
+        """Makes the towers of layers that are built."""
+        ids = keras.Input((), dtype="int32")
+        self.query_tower = keras.Model(ids, self.dense(self.users(ids)))
+        self.item_tower = self.items
+        if "chunked" in self.inputs_used:
+            # Of 16 or 4 rows, so that the last chunk is a smaller one.
+            chunked = inbatch_neg.ChunkedTower
+            self.query_tower = chunked(self.query_tower, 3)
+            self.item_tower = chunked(self.item_tower, 3)
+
     def call(self, batch, training=None):
         ops = keras.ops
         used = self.inputs_used
-        query = self.dense(self.users(batch["user"]))
+        query = self.query_tower(batch["user"])
         ids = batch["item"]
         given = {}
         if "extra" in used:
@@ -104,7 +120,7 @@ class TwoTowers(keras.Model):
             extra_mask = ops.reshape(batch["extra_mask"], (-1,))
             mask = ops.concatenate([batch["candidate_mask"], extra_mask])
             given["candidate_mask"] = ops.cast(mask, "bool")
-        candidate = self.items(ids)
+        candidate = self.item_tower(ids)
         if "candidate_ids" in used:
             given["candidate_ids"] = ids
         if "query_ids" in used:
@@ -138,6 +154,7 @@ def model(case, cross_replica, **changes):
     towers.users.build((None,))
     towers.items.build((None,))
     towers.dense.build((None, DIMENSIONS))
+    towers.join()
     towers.softmax.build((None, DIMENSIONS))
     towers.estimate.build((None,))
     ids = (None,) if "candidate_ids" in inputs else None
