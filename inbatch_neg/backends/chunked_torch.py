@@ -11,6 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.utils import checkpoint
 
+from inbatch_neg.backends import keras_internals
 from inbatch_neg.backends.tower_call import TowerCall
 
 Tensor: TypeAlias = Any
@@ -57,6 +58,7 @@ class _Chunks:
         # Before each chunk.
         self._states: list[dict[int, Tensor]] = []
         self._surroundings: list[_Surroundings] = []
+        self._buffers = keras_internals.torch_buffers(call.tower)
         batch = call.rows[0].shape[0]
         self._parts = [
             slice(start, min(start + chunk_size, batch))
@@ -70,24 +72,29 @@ class _Chunks:
         wholes: list[Tensor] = []
         for part in self._parts:
             self._states.append(dict(new))
-            self._surroundings.append(_Surroundings(rows))
+            surroundings = _Surroundings(rows[0].device, self._buffers)
+            self._surroundings.append(surroundings)
             values = [(v, new.get(id(v), v.value)) for v in call.state]
             outputs, found = call(
                 [*self.weights, *values], [x[part] for x in rows]
             )
             new.update((key, x.detach()) for key, x in found.items())
             if not wholes:
+                self._buffers = surroundings.keep_changed_buffers()
                 count = rows[0].shape[0]
                 wholes = [x.new_empty(count, *x.shape[1:]) for x in outputs]
             for whole, output in zip(wholes, outputs):
                 whole[part] = output
         self.new_state = [(v, new[id(v)]) for v in call.assigned]
-        self.fixed = [(v, v.value) for v in call.state if id(v) not in new]
+        self.fixed = [
+            (v, _as_it_is(v.value)) for v in call.state if id(v) not in new
+        ]
         # The variables themselves are about to be assigned in place.
         first = {id(v): v.value.detach().clone() for v in call.assigned}
         self._states = [{**first, **state} for state in self._states]
         return wholes
 
+    @torch.compiler.disable
     def gradients(
         self,
         tensors: Sequence[Tensor],
@@ -102,51 +109,66 @@ class _Chunks:
             upstream: The gradients by the outputs of `run`, or None.
         """
         count = len(self.weights)
-        weights, rows = tensors[:count], tensors[count:]
-        sums: list[Tensor] = [None] * count + [
-            torch.zeros_like(x) if n else None
-            for x, n in zip(rows, needed[count:])
-        ]
+        rows = tensors[count:]
+        places = [i for i, n in enumerate(needed) if n]
+        # Before all chunks, so that their memory can be used again.
+        sums = {i: torch.zeros_like(tensors[i]) for i in places}
+        used = set()
         for number, part in enumerate(self._parts):
             chunk = [
                 x[part].detach().requires_grad_(n)
                 for x, n in zip(rows, needed[count:])
             ]
-            outputs = self._run_again(number, chunk)
-            pairs = [
-                (output, slope[part])
-                for output, slope in zip(outputs, upstream)
-                if slope is not None and output.requires_grad
-            ]
-            if not pairs:
-                continue
-            places = [i for i, n in enumerate(needed) if n]
-            slopes = torch.autograd.grad(
-                [output for output, _ in pairs],
-                [[*weights, *chunk][i] for i in places],
-                [slope for _, slope in pairs],
-                allow_unused=True,
+            sources = [*tensors[:count], *chunk]
+            slopes = self._slopes(
+                number,
+                chunk,
+                [sources[i] for i in places],
+                [None if x is None else x[part] for x in upstream],
             )
             for i, slope in zip(places, slopes):
-                if slope is None:
-                    continue
-                if i >= count:
-                    sums[i][part] = slope
-                elif sums[i] is None:
-                    # A copy: others may hold it.
-                    sums[i] = slope.clone()
-                else:
-                    sums[i] += slope
-        return sums
+                if slope is not None:
+                    used.add(i)
+                    whole = sums[i] if i < count else sums[i][part]
+                    whole += slope
+        return [sums[i] if i in used else None for i in range(len(needed))]
 
-    def _run_again(self, number: int, chunk: Sequence[Tensor]) -> list[Tensor]:
+    def _slopes(
+        self,
+        number: int,
+        chunk: Sequence[Tensor],
+        sources: Sequence[Tensor],
+        upstream: Sequence[Tensor | None],
+    ) -> Sequence[Tensor | None]:
+        """Returns the gradients of a chunk by `sources`."""
         state = self._states[number]
         values = [(v, state[id(v)]) for v in self._call.assigned]
         with torch.enable_grad(), self._surroundings[number].again():
             outputs, _ = self._call(
                 [*self.weights, *self.fixed, *values], chunk
             )
-        return outputs
+            pairs = [
+                (output, slope)
+                for output, slope in zip(outputs, upstream)
+                if slope is not None and output.requires_grad
+            ]
+            if not pairs:
+                return [None] * len(sources)
+            return torch.autograd.grad(
+                [output for output, _ in pairs],
+                sources,
+                [slope for _, slope in pairs],
+                allow_unused=True,
+            )
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    """Returns a copy of a small tensor, and a large one itself.
+
+    Another call may assign a moving average or a seed before the second runs.
+    A large one is a frozen weight.
+    """
+    return value.detach().clone() if value.numel() <= 2**16 else value
 
 
 class _InChunks(torch.autograd.Function):
@@ -177,30 +199,46 @@ class _InChunks(torch.autograd.Function):
 
 
 class _Surroundings:
-    """What a run depends on beside its arguments: generators and autocast.
+    """What a run depends on beside its arguments, as it is now.
+
+    Those are the generators of PyTorch, its autocasting, and the buffers of
+    PyTorch modules, which these change in place.
 
     Args:
-        tensors: Those that the run works on.
+        device: Of the tensors that the run works on.
+        buffers: Those of PyTorch modules that a run may change.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._device = tensors[0].device
+    def __init__(self, device: torch.device, buffers: Sequence[Tensor]) -> None:
+        self._kind = device.type
         self._generator = torch.get_rng_state()
-        self._generators = checkpoint.get_device_states(tensors[0])
+        self._generators = checkpoint.get_device_states(
+            torch.empty(0, device=device)
+        )
         self._autocast = [
             {
                 "device_type": kind,
                 "enabled": torch.is_autocast_enabled(kind),
                 "dtype": torch.get_autocast_dtype(kind),
             }
-            for kind in {"cpu", self._device.type}
+            for kind in {"cpu", self._kind}
         ]
+        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def keep_changed_buffers(self) -> list[Tensor]:
+        """Forgets the buffers that are as they were; returns the others."""
+        self._buffers = [
+            (buffer, value)
+            for buffer, value in self._buffers
+            if not torch.equal(buffer, value)
+        ]
+        return [buffer for buffer, _ in self._buffers]
 
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """While inside, everything is as it was."""
         devices, states = self._generators
-        kind = self._device.type if devices else "cuda"
+        kind = self._kind if devices else "cuda"
         with contextlib.ExitStack() as stack:
             for options in self._autocast:
                 stack.enter_context(torch.autocast(**options))
@@ -210,4 +248,11 @@ class _Surroundings:
             torch.set_rng_state(self._generator)
             if devices:
                 checkpoint.set_device_states(devices, states, device_type=kind)
-            yield
+            now = [buffer.clone() for buffer, _ in self._buffers]
+            try:
+                for buffer, value in self._buffers:
+                    buffer.data.copy_(value)
+                yield
+            finally:
+                for (buffer, _), value in zip(self._buffers, now):
+                    buffer.data.copy_(value)

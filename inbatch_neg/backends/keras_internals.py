@@ -11,7 +11,8 @@ fails there first:
   its own variables are empty meanwhile (`_value`);
 - which attribute of a model holds its compiled step (`train_function`, ...);
 - the device mesh of a distribution (`device_mesh.backend_mesh`);
-- how a layer enters the paths of its weights (`_open_name_scope`).
+- how a layer enters the paths of its weights (`_open_name_scope`);
+- which layers there are inside of a layer (`_flatten_layers`).
 """
 
 import contextlib
@@ -55,6 +56,16 @@ class NoNameScope:
 
     def _open_name_scope(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
+
+
+def torch_buffers(layer: keras.Layer) -> list[Any]:
+    """Returns the buffers of the PyTorch modules inside of a layer."""
+    return [
+        buffer
+        for inner in layer._flatten_layers()
+        if isinstance(inner, keras.layers.TorchModuleWrapper)
+        for buffer in inner.module.buffers()
+    ]
 
 
 def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import keras
 from keras import tree
 
+from inbatch_neg.backends import keras_internals
+
 Tensor: TypeAlias = Any
 
 
@@ -24,6 +26,7 @@ class TowerCall:
         training: As given to the tower.
 
     Attributes:
+        tower: The layer.
         rows: List of the tensors of `inputs` and `mask`.
         assigned: The variables that the runs so far have assigned.
     """
@@ -37,19 +40,19 @@ class TowerCall:
         self._is_given = [x is not None for x in leaves]
         self._structure = tree.map_structure(lambda x: 0, (inputs, mask))
         self._training = training
-        self._tower = tower
+        self.tower = tower
         self._result: Any = None  # structures of the outputs and their masks
 
     @property
     def trainable(self) -> list[keras.Variable]:
         """The trainable variables of the tower."""
-        return [v for v in self._tower.variables if v.trainable]
+        return [v for v in self.tower.variables if v.trainable]
 
     @property
     def state(self) -> list[keras.Variable]:
         """The other variables, and what the tower assigns beside its own."""
-        own = [v for v in self._tower.variables if not v.trainable]
-        known = {id(v) for v in self._tower.variables}
+        own = [v for v in self.tower.variables if not v.trainable]
+        known = {id(v) for v in self.tower.variables}
         return own + [v for v in self.assigned if id(v) not in known]
 
     def __call__(
@@ -72,7 +75,7 @@ class TowerCall:
         results: list[Any] = []
 
         def run(inputs: Any, training: Any) -> None:
-            outputs = self._tower(_with_masks(inputs, mask), training=training)
+            outputs = self.tower(_with_masks(inputs, mask), training=training)
             results.extend((outputs, _masks_of(outputs)))
 
         with _Scope(values) as scope:
@@ -110,7 +113,7 @@ class TowerCall:
                 "not of the batch. Put the loss, or a "
                 "`keras.layers.ActivityRegularization`, after the "
                 "`ChunkedTower`, on its outputs. "
-                f"Received: tower={self._tower.name!r}, which added "
+                f"Received: tower={self.tower.name!r}, which added "
                 f"{len(losses)} of them"
             )
 
@@ -123,7 +126,7 @@ class TowerCall:
                     "`tower` must not assign a trainable weight in its call, "
                     "as `keras.layers.SpectralNormalization` does: every "
                     "chunk would see another one. Train the tower without "
-                    f"`ChunkedTower`. Received: tower={self._tower.name!r}, "
+                    f"`ChunkedTower`. Received: tower={self.tower.name!r}, "
                     f"which assigned {variable.path!r}"
                 )
 
@@ -141,7 +144,7 @@ class TowerCall:
                 raise ValueError(
                     "`tower` must return tensors with one entry per row of "
                     "its inputs, since it gets a part of the rows at a time. "
-                    f"Received: tower={self._tower.name!r}, which returned "
+                    f"Received: tower={self.tower.name!r}, which returned "
                     f"shape {shape} for {expected} rows"
                 )
 
@@ -162,7 +165,7 @@ class _Scope(keras.StatelessScope):
         self.assigned[id(update[0])] = update[0]
 
 
-class _Surroundings(keras.layers.Layer):
+class _Surroundings(keras_internals.NoNameScope, keras.layers.Layer):
     """What a tower finds around itself inside of a model.
 
     Layers learn of `training` and of autocasting from the layer around them.
@@ -184,7 +187,7 @@ class _Surroundings(keras.layers.Layer):
         return None
 
 
-class _Masks(keras.layers.Layer):
+class _Masks(keras_internals.NoNameScope, keras.layers.Layer):
     """Attaches masks to tensors and reads them, by the way of every layer."""
 
     def __init__(self, masks: Any = None) -> None:

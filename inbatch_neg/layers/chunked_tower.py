@@ -146,10 +146,11 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
         """Returns the arguments of the constructor."""
         config = super().get_config()
         del config["dtype"]
-        config.update(
-            tower=keras.saving.serialize_keras_object(self.tower),
-            chunk_size=self.chunk_size,
-        )
+        tower = keras.saving.serialize_keras_object(self.tower)
+        # Keras would number a tower of two such layers in the second alone,
+        # and load two towers.
+        tower["shared_object_id"] = id(self.tower)
+        config.update(tower=tower, chunk_size=self.chunk_size)
         return config
 
     @classmethod

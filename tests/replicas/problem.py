@@ -54,6 +54,11 @@ CASES = {
         ("candidate_ids", "query_ids", "several", "weight"),
         False,
     ),
+    "chunked": (
+        {"temperature": 0.5},
+        ("candidate_ids", "query_ids", "chunked"),
+        False,
+    ),
     "two_shifts_logits": (
         {"num_negatives": 2, "seed": 7, "return_logits": True},
         ("extra",),
@@ -98,10 +103,21 @@ class TwoTowers(keras.Model):
             64, num_hashes=2
         )
 
+    def join(self):
+        """Makes the towers of layers that are built."""
+        ids = keras.Input((), dtype="int32")
+        self.query_tower = keras.Model(ids, self.dense(self.users(ids)))
+        self.item_tower = self.items
+        if "chunked" in self.inputs_used:
+            # Of 16 or 4 rows, so that the last chunk is a smaller one.
+            chunked = inbatch_neg.ChunkedTower
+            self.query_tower = chunked(self.query_tower, 3)
+            self.item_tower = chunked(self.item_tower, 3)
+
     def call(self, batch, training=None):
         ops = keras.ops
         used = self.inputs_used
-        query = self.dense(self.users(batch["user"]))
+        query = self.query_tower(batch["user"])
         ids = batch["item"]
         given = {}
         if "several" in used:  # two vectors, and a third of half of the users
@@ -115,7 +131,7 @@ class TwoTowers(keras.Model):
             extra_mask = ops.reshape(batch["extra_mask"], (-1,))
             mask = ops.concatenate([batch["candidate_mask"], extra_mask])
             given["candidate_mask"] = ops.cast(mask, "bool")
-        candidate = self.items(ids)
+        candidate = self.item_tower(ids)
         if "candidate_ids" in used:
             given["candidate_ids"] = ids
         if "query_ids" in used:
@@ -149,6 +165,7 @@ def model(case, cross_replica, **changes):
     towers.users.build((None,))
     towers.items.build((None,))
     towers.dense.build((None, DIMENSIONS))
+    towers.join()
     towers.softmax.build((None, DIMENSIONS))
     towers.estimate.build((None,))
     ids = (None,) if "candidate_ids" in inputs else None

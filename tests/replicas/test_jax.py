@@ -12,7 +12,7 @@ pytestmark = pytest.mark.backends(ENGINE)
 
 
 # By way of training and distribution: `fit` of one of them takes all cases.
-FEW = ("everything", "rotation", "memory")
+FEW = ("everything", "rotation", "memory", "chunked")
 
 
 def train(output, *arguments):

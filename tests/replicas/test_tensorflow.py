@@ -12,7 +12,7 @@ pytestmark = pytest.mark.backends(ENGINE)
 
 
 # Enough to see the order of four replicas; two devices train every case.
-FEW = ("everything", "rotation", "memory")
+FEW = ("everything", "rotation", "memory", "chunked")
 
 
 def train(output, *arguments):
