@@ -1,7 +1,9 @@
 """PyTorch's datasets and loaders as a source."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ from torch.utils import data as torch_data
 
 from inbatch_neg.data import structures
 from inbatch_neg.data.engine import _uses_torch
-from inbatch_neg.data.options import SHUFFLE_BUFFER, Options
+from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream
 
@@ -30,7 +32,9 @@ def from_dataset(
     if iterable:
         dataset = _CheckedRows(dataset, options)
     else:
-        options.check_rows(len(dataset))  # type: ignore[arg-type]
+        rows = len(dataset)  # type: ignore[arg-type]
+        few = 0 < rows < options.batch_size
+        options.check_rows(rows, _hint(dataset[0]) if few else "")
     return torch_data.DataLoader(
         dataset,
         batch_size=options.batch_size,
@@ -99,7 +103,7 @@ def as_stream(loader: torch_data.DataLoader, options: Options) -> Stream:
 
     def open_epoch(number: int, rng: Any) -> Iterator[Any]:
         del number, rng
-        return iter(loader)
+        return _opened(loader)
 
     # The loader has done the rest.
     plain = options._replace(shuffle=False, columns=None, pad=False)
@@ -107,6 +111,34 @@ def as_stream(loader: torch_data.DataLoader, options: Options) -> Stream:
     if not isinstance(loader.dataset, torch_data.IterableDataset):
         rows = len(loader) * options.batch_size
     return Stream(open_epoch, plain, rows)
+
+
+def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
+    """Returns an iterator, whose workers a thread of Python's has started.
+
+    tf.data reads in a thread that Python did not start. A process that is
+    forked there ends with exit code 1, since `threading` finds no main thread,
+    and PyTorch takes that for a crash.
+    """
+    if not loader.num_workers:
+        return iter(loader)
+    opened: futures.Future = futures.Future()
+
+    def open_it() -> None:
+        try:
+            opened.set_result(iter(loader))
+        except BaseException as error:
+            opened.set_exception(error)
+
+    thread = threading.Thread(target=open_it)
+    thread.start()
+    thread.join()
+    return opened.result()
+
+
+def _hint(row: Any) -> str:
+    leaves = structures.leaves(structures.as_nest(row))
+    return batch_hint([getattr(leaf, "shape", ()) for leaf in leaves])
 
 
 class _Collate:

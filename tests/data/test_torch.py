@@ -1,6 +1,8 @@
 """PyTorch's datasets and loaders."""
 
+import _thread
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -88,6 +90,16 @@ def test_too_few_rows():
         full_batches(Rows(), 24)
     with pytest.raises(ValueError, match="`batch_size`.*24.*: 20 rows"):
         epoch(full_batches(Stream(), 24))
+
+
+class InBatches(Rows):
+    def __getitem__(self, index):
+        return {"user": torch.arange(16), "item": torch.arange(16)}
+
+
+def test_batches_that_pass_for_rows():
+    with pytest.raises(ValueError, match="batch of 16 rows.*`batched=True`"):
+        full_batches(InBatches(), 64)
 
 
 @pytest.mark.parametrize("kind", DATASETS)
@@ -198,3 +210,22 @@ def test_padded(kind):
     assert x["candidate_mask"].tolist() == [True] * 4 + [False] * 4
     model = reading.two_towers(mask=True)
     assert np.isfinite(model.evaluate(dataset, verbose=0))
+
+
+def test_workers_end_well_in_a_thread_of_another_library():
+    """PyTorch takes the exit code 1 of a worker for a crash."""
+    codes, done = [], threading.Event()
+
+    def read():
+        threading.current_thread()  # Python gets to know the thread
+        batches = source._opened(loader(num_workers=2))
+        workers = batches._workers
+        codes.append(len(list(batches)))
+        for worker in workers:
+            worker.join()
+            codes.append(worker.exitcode)
+        done.set()
+
+    _thread.start_new_thread(read, ())
+    assert done.wait(60)
+    assert codes == [2, 0, 0]
