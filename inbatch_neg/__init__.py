@@ -2,17 +2,21 @@
 
 from inbatch_neg import ops
 from inbatch_neg.data import full_batches
-from inbatch_neg.evaluation import RetrievalEvaluation
-from inbatch_neg.layer import InBatchNegativeSoftmax
-from inbatch_neg.loss import InBatchNegativeLoss
-from inbatch_neg.memory import CrossBatchMemory
+from inbatch_neg.evaluation.callback import RetrievalEvaluation
+from inbatch_neg.layers.batch_size import PartialBatchError
+from inbatch_neg.layers.chunked_tower import ChunkedTower
+from inbatch_neg.layers.cross_batch_memory import CrossBatchMemory
+from inbatch_neg.layers.in_batch_negative_softmax import InBatchNegativeSoftmax
+from inbatch_neg.layers.streaming_sampling_probability import (
+    StreamingSamplingProbability,
+)
+from inbatch_neg.losses import InBatchNegativeLoss
 from inbatch_neg.metrics import InBatchMeanReciprocalRank, InBatchTopKAccuracy
-from inbatch_neg.partial_batch import PartialBatchError
-from inbatch_neg.sampling_probability import StreamingSamplingProbability
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ChunkedTower",
     "CrossBatchMemory",
     "InBatchMeanReciprocalRank",
     "InBatchNegativeLoss",

@@ -1,16 +1,27 @@
-"""Checks of what comes in: each names the argument, the rule and what came.
+"""Checks of arguments: each error names the argument, the rule and the value.
 
 They read static shapes and dtypes alone, so they run on symbolic tensors,
 while tracing and on values alike, and cost nothing in a compiled step.
 """
 
+from __future__ import annotations
+
+import numbers
 import operator
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import keras
 import numpy as np
 
+if TYPE_CHECKING:
+    from inbatch_neg.backends import Backend, Tensor
+    from inbatch_neg.softmax.batch import Batch
 
-def integer(name, value, *, minimum, otherwise=""):
+Choice = TypeVar("Choice")
+
+
+def integer(name: str, value: Any, *, minimum: int, otherwise: str = "") -> int:
     """Returns `value` as an int; any `operator.index` integer but a bool."""
     rule = f"`{name}` must be an integer of {minimum} or more"
     rule += f",{otherwise}." if otherwise else "."
@@ -26,7 +37,7 @@ def integer(name, value, *, minimum, otherwise=""):
     return number
 
 
-def choice(name, value, choices):
+def choice(name: str, value: Choice, choices: Sequence[Choice]) -> Choice:
     """Returns `value` if it is one of `choices`."""
     if value not in choices:
         listed = " or ".join(repr(c) for c in choices)
@@ -36,7 +47,7 @@ def choice(name, value, choices):
     return value
 
 
-def flag(name, value):
+def flag(name: str, value: Any) -> bool:
     """Returns `value` if it is a bool."""
     if not isinstance(value, bool):
         raise TypeError(
@@ -45,11 +56,14 @@ def flag(name, value):
     return value
 
 
-def positive_number(name, value):
+def positive_number(name: str, value: Any) -> float:
     """Returns `value` as a float that is finite and above zero."""
     rule = f"`{name}` must be a finite number above 0."
     received = f" Received: {name}={value!r}"
-    if isinstance(value, (bool, str)):
+    if isinstance(value, bool) or not (
+        isinstance(value, (numbers.Real, np.generic))
+        or (isinstance(value, np.ndarray) and value.ndim == 0)
+    ):
         raise TypeError(rule + received)
     try:
         number = float(value)
@@ -60,7 +74,7 @@ def positive_number(name, value):
     return number
 
 
-def temperature(value):
+def temperature(value: Any) -> float | Tensor:
     """Returns a number above zero, or a scalar tensor as it came."""
     if not hasattr(value, "shape") or isinstance(
         value, (np.generic, np.ndarray)
@@ -70,12 +84,15 @@ def temperature(value):
     return value
 
 
-def to_tensors(**arguments):
-    """Returns the arguments as tensors of the dtypes that they came in."""
-    return {name: _to_tensor(name, value) for name, value in arguments.items()}
+def to_tensors(batch: Batch) -> Batch:
+    """Returns the batch as tensors, of the dtypes that they came in."""
+    return batch._replace(
+        **{k: to_tensor(k, value) for k, value in batch._asdict().items()}
+    )
 
 
-def _to_tensor(name, value):
+def to_tensor(name: str, value: Any) -> Tensor:
+    """Returns an argument as a tensor, None as None."""
     if value is None:
         return None
     try:
@@ -90,7 +107,7 @@ def _to_tensor(name, value):
         ) from error
 
 
-def shifts(shifts, rows):
+def shifts(shifts: Any, rows: int | None) -> Tensor:
     """Returns shifts (N,) int32, refusing known ones that do not rotate."""
     rule = (
         "`shifts` must be one or more integers, none a multiple of the "
@@ -107,7 +124,7 @@ def shifts(shifts, rows):
         if not shifts or wrong:
             raise ValueError(f"{rule} Received: shifts={shifts!r}, {rows} rows")
         return keras.ops.convert_to_tensor(shifts, dtype="int32")
-    shifts = _to_tensor("shifts", shifts)
+    shifts = to_tensor("shifts", shifts)
     _rank("shifts", shifts, 1, "(shifts,)")
     dtype = keras.backend.standardize_dtype(shifts.dtype)
     if not dtype.startswith(("int", "uint")):
@@ -115,7 +132,7 @@ def shifts(shifts, rows):
     return keras.ops.cast(shifts, "int32")
 
 
-def vectors(query, candidate):
+def vectors(query: Tensor, candidate: Tensor) -> None:
     """Refuses queries (B, D) and candidates (C, D) that do not fit."""
     for name, tensor in (("query", query), ("candidate", candidate)):
         _rank(name, tensor, 2, "(rows, dimensions)")
@@ -142,36 +159,89 @@ def vectors(query, candidate):
         )
 
 
-def ids(name, tensor, rows, of):
-    """Refuses ids that are not one integer (or string) per row of `of`."""
+def ids(
+    name: str,
+    tensor: Tensor,
+    rows: int | None,
+    of: str,
+    backend: Backend,
+) -> None:
+    """Refuses ids that are not one integer (or string) per row of `of`.
+
+    Args:
+        name: Of the argument.
+        tensor: The ids, or None.
+        rows: How many there must be, None if unknown.
+        of: The argument that has these rows.
+        backend: Says which dtypes ids may have.
+    """
     if tensor is None:
         return
     _rank(name, tensor, 1, "(rows,)")
     dtype = keras.backend.standardize_dtype(tensor.dtype)
-    if not dtype.startswith(("int", "uint", "string")):
-        raise TypeError(
-            f"`{name}` must hold integers (or strings on TensorFlow), since "
-            "floats merge large ids. Cast them where they are read, before "
-            f"any float conversion. Received: dtype={dtype}"
-        )
+    if dtype not in backend.id_dtypes:
+        rule = f"`{name}` must hold integers"
+        if "string" in backend.id_dtypes:
+            rule += " or strings"
+        raise TypeError(f"{rule}{_id_remedy(dtype)} Received: dtype={dtype}")
     _length(name, tensor, rows, of)
 
 
-def probability(name, tensor, rows, of):
-    """Refuses probabilities that are not one float per row of `of`."""
+def _id_remedy(dtype: str) -> str:
+    if dtype == "string":
+        return (
+            " on this backend. Fix: map the strings to integers in the input "
+            "pipeline, with `keras.layers.StringLookup` or "
+            "`keras.layers.Hashing`."
+        )
+    if dtype.startswith("uint"):
+        return (
+            " that this backend can sort. Fix: cast them to int64 where they "
+            "are read, or number them from 0."
+        )
+    return (
+        ", since floats merge large ids. Fix: cast them where they are read, "
+        "before any float conversion."
+    )
+
+
+def probability(
+    name: str, tensor: Tensor, rows: int | None, of: str, backend: Backend
+) -> None:
+    """Refuses probabilities that are not one float per row of `of`.
+
+    Negative ones and NaN are refused where the values can be read.
+    """
     if tensor is None:
         return
     _rank(name, tensor, 1, "(rows,)")
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     if not dtype.startswith(("float", "bfloat")):
         raise TypeError(
-            f"`{name}` must hold floats in (0, 1], the probability itself "
-            f"and not its logarithm or a count. Received: dtype={dtype}"
+            f"`{name}` must hold floats, probabilities or counts and no "
+            f'logarithms. Fix: `keras.ops.cast({name}, "float32")`. '
+            f"Received: dtype={dtype}"
         )
     _length(name, tensor, rows, of)
+    if backend.are_readable(tensor):
+        _probability_values(name, tensor)
 
 
-def mask(name, tensor, rows, of):
+def _probability_values(name: str, values: Tensor) -> None:
+    """Refuses values that are below 0 or NaN."""
+    wrong = ~(keras.ops.convert_to_numpy(values) >= 0)
+    if wrong.any():
+        example = float(values[int(wrong.argmax())])
+        raise ValueError(
+            f"`{name}` must hold numbers of 0 or more: probabilities or "
+            "counts themselves, not their logarithms. Fix: "
+            f"`keras.ops.exp({name})` if these are logarithms. Received: "
+            f"{wrong.sum()} of {len(wrong)} values below 0 or NaN, for example "
+            f"{example:.6g}"
+        )
+
+
+def mask(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     """Refuses a mask that is not one bool per row of `of`."""
     if tensor is None:
         return
@@ -185,7 +255,7 @@ def mask(name, tensor, rows, of):
     _length(name, tensor, rows, of)
 
 
-def weight(name, tensor, rows, of):
+def weight(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     """Refuses weights that are not one number per row of `of`."""
     if tensor is None:
         return
@@ -196,30 +266,37 @@ def weight(name, tensor, rows, of):
     _length(name, tensor, rows, of)
 
 
-def batch(
-    query,
-    candidate,
-    candidate_ids=None,
-    query_ids=None,
-    candidate_sampling_probability=None,
-    candidate_mask=None,
-    sample_weight=None,
-):
-    """Refuses any argument of the softmax that does not fit the others."""
-    vectors(query, candidate)
-    ids("candidate_ids", candidate_ids, candidate.shape[0], "candidate")
-    ids("query_ids", query_ids, query.shape[0], "query")
+def check_batch(batch: Batch, backend: Backend) -> None:
+    """Refuses any tensor of a batch that does not fit the others.
+
+    Args:
+        batch: Symbolic tensors or values.
+        backend: Says which dtypes ids may have, and which values it can
+            read at little cost.
+    """
+    vectors(batch.query, batch.candidate)
+    rows, candidates = batch.query.shape[0], batch.candidate.shape[0]
+    check_candidate_fields(batch, candidates, backend)
+    ids("query_ids", batch.query_ids, rows, "query", backend)
+    weight("sample_weight", batch.sample_weight, rows, "query")
+
+
+def check_candidate_fields(
+    batch: Batch, candidates: int | None, backend: Backend
+) -> None:
+    """Refuses what belongs to candidates and has not one entry for each."""
+    ids("candidate_ids", batch.candidate_ids, candidates, "candidate", backend)
     probability(
         "candidate_sampling_probability",
-        candidate_sampling_probability,
-        candidate.shape[0],
+        batch.candidate_sampling_probability,
+        candidates,
         "candidate",
+        backend,
     )
-    mask("candidate_mask", candidate_mask, candidate.shape[0], "candidate")
-    weight("sample_weight", sample_weight, query.shape[0], "query")
+    mask("candidate_mask", batch.candidate_mask, candidates, "candidate")
 
 
-def _rank(name, tensor, rank, form):
+def _rank(name: str, tensor: Tensor, rank: int, form: str) -> None:
     if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype"):
         raise TypeError(
             f"`{name}` must be a tensor. Received: {name}={tensor!r}"
@@ -227,14 +304,21 @@ def _rank(name, tensor, rank, form):
     if len(tensor.shape) != rank:
         hint = ""
         if rank == 1 and len(tensor.shape) == 2 and tensor.shape[1] == 1:
-            hint = f" Fix: keras.ops.squeeze({name}, -1)."
+            hint = f" Fix: `keras.ops.squeeze({name}, -1)`."
+        elif rank == 2 and len(tensor.shape) == 3 and tensor.shape[1] == 1:
+            hint = f" Fix: `keras.ops.squeeze({name}, 1)` after the tower."
+        elif rank == 2 and len(tensor.shape) > 2:
+            hint = (
+                " Fix: end the tower with `keras.layers.Flatten()`, or pool "
+                "its steps, with `keras.layers.GlobalAveragePooling1D()`."
+            )
         raise ValueError(
             f"`{name}` must have shape {form}.{hint} Received: "
             f"{name}.shape={_shape(tensor)}"
         )
 
 
-def _length(name, tensor, rows, of):
+def _length(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     if _differ(tensor.shape[0], rows):
         raise ValueError(
             f"`{name}` must have one entry per row of `{of}`, {rows}. "
@@ -242,13 +326,13 @@ def _length(name, tensor, rows, of):
         )
 
 
-def _known(*sizes):
+def _known(*sizes: int | None) -> bool:
     return all(isinstance(size, int) for size in sizes)
 
 
-def _differ(one, other):
+def _differ(one: int | None, other: int | None) -> bool:
     return _known(one, other) and one != other
 
 
-def _shape(tensor):
+def _shape(tensor: Tensor) -> tuple[int | None, ...]:
     return tuple(tensor.shape)

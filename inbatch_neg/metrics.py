@@ -1,15 +1,20 @@
 """Metrics within a batch, for models that return their logits."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from inbatch_neg import arguments
+from inbatch_neg.backends import Tensor, backend
 
 
 class _InBatchMetric(keras.metrics.Mean):
     """The mean of a figure of each row's logits; `y_true` is ignored."""
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None
+    ) -> None:
         """Adds a batch.
 
         Args:
@@ -20,19 +25,20 @@ class _InBatchMetric(keras.metrics.Mean):
         y_pred = ops.convert_to_tensor(y_pred)
         shape = tuple(y_pred.shape)
         if len(shape) != 2 or shape[1] == 1:
-            raise ValueError(
-                "`y_pred` must be logits (rows, 1 + negatives) with the "
-                "positive in column 0: construct the layer with "
-                "`InBatchNegativeSoftmax(return_logits=True)`. Received: "
-                f"y_pred.shape={shape}"
-            )
+            with backend.restore_model_state():
+                raise ValueError(
+                    "`y_pred` must be logits (rows, 1 + negatives) with the "
+                    "positive in column 0: construct the layer with "
+                    "`InBatchNegativeSoftmax(return_logits=True)`. Received: "
+                    f"y_pred.shape={shape}"
+                )
         positive = y_pred[:, :1]
-        # Ties, and what is no number, are ahead of the positive.
+        # Ties and NaN count as ahead of the positive.
         below = ops.less(y_pred[:, 1:], positive)
         ahead = ops.sum(ops.cast(ops.logical_not(below), "int32"), axis=1)
-        return super().update_state(self._of_ranks(ahead), sample_weight)
+        super().update_state(self._of_ranks(ahead), sample_weight)
 
-    def _of_ranks(self, ahead):
+    def _of_ranks(self, ahead: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -73,16 +79,18 @@ class InBatchTopKAccuracy(_InBatchMetric):
     a model perfect that gives every item the same score.
     """
 
-    def __init__(self, k=1, name=None, dtype=None):
+    def __init__(
+        self, k: int = 1, name: str | None = None, dtype: str | None = None
+    ) -> None:
         self.k = arguments.integer("k", k, minimum=1)
         super().__init__(
             name=name or f"in_batch_top_{self.k}_accuracy", dtype=dtype
         )
 
-    def _of_ranks(self, ahead):
+    def _of_ranks(self, ahead: Tensor) -> Tensor:
         return ops.cast(ops.less(ahead, self.k), self.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         return {**super().get_config(), "k": self.k}
 
@@ -118,8 +126,12 @@ class InBatchMeanReciprocalRank(_InBatchMetric):
     whole catalogue.
     """
 
-    def __init__(self, name="in_batch_mean_reciprocal_rank", dtype=None):
+    def __init__(
+        self,
+        name: str = "in_batch_mean_reciprocal_rank",
+        dtype: str | None = None,
+    ) -> None:
         super().__init__(name=name, dtype=dtype)
 
-    def _of_ranks(self, ahead):
+    def _of_ranks(self, ahead: Tensor) -> Tensor:
         return 1.0 / (1.0 + ops.cast(ahead, self.dtype))

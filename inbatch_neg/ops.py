@@ -1,21 +1,28 @@
 """The maths as pure functions of tensors, for custom layers and loops."""
 
+from collections.abc import Sequence
+
 from keras import ops
 
-from inbatch_neg import arguments, logits, scoring, walk
+from inbatch_neg import arguments
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.softmax import exact
+from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.rotation import rotated_scores
+from inbatch_neg.softmax.scoring import compute_dtype
 
 
 def in_batch_softmax_loss(
-    query,
-    candidate,
+    query: Tensor,
+    candidate: Tensor,
     *,
-    candidate_ids=None,
-    query_ids=None,
-    candidate_sampling_probability=None,
-    candidate_mask=None,
-    sample_weight=None,
-    temperature=1.0,
-):
+    candidate_ids: Tensor = None,
+    query_ids: Tensor = None,
+    candidate_sampling_probability: Tensor = None,
+    candidate_mask: Tensor = None,
+    sample_weight: Tensor = None,
+    temperature: float | Tensor = 1.0,
+) -> Tensor:
     """Softmax loss of each row's positive among the candidates of the batch.
 
     ```
@@ -65,26 +72,28 @@ def in_batch_softmax_loss(
     References: Yi et al. 2019, "Sampling-bias-corrected neural modeling for
     large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996).
     """
-    given = arguments.to_tensors(
-        query=query,
-        candidate=candidate,
+    batch = Batch(
+        query,
+        candidate,
         candidate_ids=candidate_ids,
         query_ids=query_ids,
         candidate_sampling_probability=candidate_sampling_probability,
         candidate_mask=candidate_mask,
         sample_weight=sample_weight,
     )
-    arguments.batch(**given)
-    temperature = arguments.temperature(temperature)
+    with backend.restore_model_state():
+        batch = arguments.to_tensors(batch)
+        arguments.check_batch(batch, backend)
+        temperature = arguments.temperature(temperature)
     if not isinstance(temperature, float):
-        dtype = scoring.compute_dtype(given["query"], given["candidate"])
+        dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
-    return walk.batch_loss(
-        temperature=temperature, with_gradients=True, **given
-    )
+    return exact.batch_loss(batch, temperature, with_gradients=True)
 
 
-def rotation_logits(query, candidate, shifts):
+def rotation_logits(
+    query: Tensor, candidate: Tensor, shifts: Sequence[int] | Tensor
+) -> Tensor:
     """Scores of each row's positive and of negatives by rotation.
 
     ```
@@ -110,18 +119,20 @@ def rotation_logits(query, candidate, shifts):
     >>> rotation_logits(np.eye(2), np.eye(2), [1]).shape[1]
     2
     """
-    given = arguments.to_tensors(query=query, candidate=candidate)
-    arguments.vectors(**given)
-    if given["candidate"].shape[0] != given["query"].shape[0]:
-        raise ValueError(
-            "`candidate` must have as many rows as `query` to rotate. "
-            f"Received: query.shape={tuple(given['query'].shape)}, "
-            f"candidate.shape={tuple(given['candidate'].shape)}"
-        )
-    shifts = arguments.shifts(shifts, given["query"].shape[0])
-    dtype = scoring.compute_dtype(*given.values())
-    query, candidate = (ops.cast(t, dtype) for t in given.values())
-    own = ops.sum(query * candidate, axis=1, keepdims=True)
+    with backend.restore_model_state():
+        query = arguments.to_tensor("query", query)
+        candidate = arguments.to_tensor("candidate", candidate)
+        arguments.vectors(query, candidate)
+        if candidate.shape[0] != query.shape[0]:
+            raise ValueError(
+                "`candidate` must have as many rows as `query` to rotate. "
+                f"Received: query.shape={tuple(query.shape)}, "
+                f"candidate.shape={tuple(candidate.shape)}"
+            )
+        shifts = arguments.shifts(shifts, query.shape[0])
+    dtype = compute_dtype(query, candidate)
+    query, candidate = ops.cast(query, dtype), ops.cast(candidate, dtype)
+    positive = ops.sum(query * candidate, axis=1, keepdims=True)
     return ops.concatenate(
-        [own, logits.rotated_scores(query, candidate, shifts)], axis=1
+        [positive, rotated_scores(query, candidate, shifts)], axis=1
     )

@@ -2,9 +2,9 @@
 
 import keras
 import numpy as np
-import oracle
 
 from inbatch_neg import ops
+from tests import oracle
 
 BACKEND = keras.backend.backend()
 
@@ -178,17 +178,14 @@ def check_loss(batch, upstream=None, compiled=True, tolerance=2e-5):
         assert_close(gradients[name], d_expected[name], tolerance, name)
 
 
-def small_chunks(monkeypatch, rows=4):
-    """Lets the walk take few rows at a time, so that it takes many steps."""
-    from inbatch_neg import chunks
-
-    monkeypatch.setattr(chunks, "_FEWEST_ROWS", 1)
-    monkeypatch.setattr(chunks, "_MOST_ROWS", rows)
-
-
-def only_on(*backends):
-    """A test of what the contract has on these backends alone.
-
-    Elsewhere it does not exist, so that no test is ever skipped.
-    """
-    return lambda test: test if BACKEND in backends else None
+def losses_and_gradients(
+    layer, batch, upstream=None, by=("query", "candidate")
+):
+    """Returns the losses of a layer in training, and its gradients."""
+    rest = {name: value for name, value in batch.items() if name not in by}
+    return value_and_gradients(
+        lambda **tensors: layer(**tensors, **rest, training=True),
+        {name: batch[name] for name in by},
+        upstream,
+        compiled=True,
+    )

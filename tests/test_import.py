@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from helpers import BACKEND
+from tests.helpers import BACKEND
 
 SCRIPT = """
 import sys

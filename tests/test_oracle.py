@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
-import oracle
 import pytest
+
+from tests import oracle
 
 EYE2 = [[1.0, 0.0], [0.0, 1.0]]
 EYE3 = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]

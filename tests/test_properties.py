@@ -1,13 +1,13 @@
 """Properties of the loss, for values that hypothesis draws."""
 
-import helpers
 import hypothesis
 import numpy as np
 import pytest
-from helpers import assert_close, batch_of, small_chunks
 from hypothesis import strategies
 
 from inbatch_neg import ops
+from tests import helpers, internals
+from tests.helpers import assert_close, batch_of, to_numpy
 
 ROWS, CANDIDATES = 6, 8
 SEEDS = strategies.integers(0, 2**31)
@@ -15,21 +15,32 @@ SEEDS = strategies.integers(0, 2**31)
 
 def few_examples(test):
     settings = hypothesis.settings(
-        max_examples=10, deadline=None, derandomize=True, database=None
+        max_examples=10,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        # All examples of a test take the same path.
+        suppress_health_check=[
+            hypothesis.HealthCheck.function_scoped_fixture,
+        ],
     )
     return settings(hypothesis.given(seed=SEEDS)(test))
 
 
-# Compiled once for each set of arguments, not at every example.
-COMPILED = helpers.compiled(lambda batch: ops.in_batch_softmax_loss(**batch))
+# Compiled once for each path and set of arguments, not at every example.
+COMPILED = {
+    path: helpers.compiled(lambda batch: ops.in_batch_softmax_loss(**batch))
+    for path in ("chunked", "dense")
+}
 
 
-def loss_of(**batch):
-    return helpers.to_numpy(COMPILED(batch))
+@pytest.fixture
+def loss_of(each_path):
+    return lambda **batch: to_numpy(COMPILED[each_path](batch))
 
 
 @few_examples
-def test_permuting_the_rows_permutes_the_losses(seed):
+def test_permuting_the_rows_permutes_the_losses(loss_of, seed):
     batch = batch_of(ROWS, CANDIDATES, seed=seed)
     order = np.random.default_rng(seed).permutation(ROWS)
     candidate_order = np.concatenate([order, np.arange(ROWS, CANDIDATES)])
@@ -41,7 +52,7 @@ def test_permuting_the_rows_permutes_the_losses(seed):
 
 
 @few_examples
-def test_a_constant_added_to_the_scores_changes_nothing(seed):
+def test_a_constant_added_to_the_scores_changes_nothing(loss_of, seed):
     batch = batch_of(ROWS, CANDIDATES, seed=seed)
     # One dimension in which all candidates are 1 adds a constant to a row.
     shifts = np.random.default_rng(seed).normal(size=(ROWS, 1)) * 5
@@ -54,7 +65,7 @@ def test_a_constant_added_to_the_scores_changes_nothing(seed):
 
 
 @few_examples
-def test_equal_probabilities_correct_nothing(seed):
+def test_equal_probabilities_correct_nothing(loss_of, seed):
     batch = batch_of(ROWS, CANDIDATES, seed=seed)
     q = np.random.default_rng(seed).uniform(1e-9, 1)
     batch["candidate_sampling_probability"] = np.full(CANDIDATES, q, "float32")
@@ -64,7 +75,7 @@ def test_equal_probabilities_correct_nothing(seed):
 
 
 @few_examples
-def test_masking_equals_deleting(seed):
+def test_masking_equals_deleting(loss_of, seed):
     batch = batch_of(ROWS, CANDIDATES, seed=seed)
     batch["candidate_mask"][ROWS:] = False
     deleted = {
@@ -75,7 +86,7 @@ def test_masking_equals_deleting(seed):
 
 
 @few_examples
-def test_equal_embeddings_give_log_k(seed):
+def test_equal_embeddings_give_log_k(loss_of, seed):
     rng = np.random.default_rng(seed)
     one = rng.normal(size=(1, 4)).astype("float32")
     taking_part = rng.random(CANDIDATES) < 0.5
@@ -91,7 +102,7 @@ def test_equal_embeddings_give_log_k(seed):
 
 @pytest.mark.parametrize("chunk", [4, 512])
 def test_rows_of_weight_0_do_not_leak(monkeypatch, chunk):
-    small_chunks(monkeypatch, chunk)
+    internals.small_chunks(monkeypatch, chunk)
     batch = batch_of(ROWS, CANDIDATES)
     batch["sample_weight"] = np.array([1, 0, 2, 0, 0, 3], "float32")
     silent = batch["sample_weight"] == 0

@@ -85,6 +85,16 @@ def corrected(pairs, **options):
 # The others are the same but for one thing.
 
 
+def unmasked(pairs):
+    """Without the ids: a row's other positives count as its negatives."""
+    softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=0.2)
+    return softmax(
+        pairs.user,
+        pairs.item,
+        candidate_sampling_probability=pairs.probability,
+    )
+
+
 def streaming(pairs):
     """Probabilities that are estimated while training, not counted before."""
     estimate = inbatch_neg.StreamingSamplingProbability(10_000, num_hashes=4)
@@ -161,6 +171,7 @@ RECIPES = {
     "plain": Recipe("dot product, temperature 1", plain, unit_length=False),
     "rotation": Recipe("rotation, 10 negatives", rotation),
     "recipe": Recipe("unit length, 0.2, log q, masks", corrected),
+    "unmasked": Recipe("... without ids", unmasked),
     "streaming": Recipe("... q estimated while training", streaming),
     "memory": Recipe("... and a memory of 1024", memory),
     "hardest": Recipe("... the hardest 100 alone", hardest),

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from inbatch_neg.data.engine import _uses_tensorflow
+from inbatch_neg.data.engine import uses_tensorflow
 from inbatch_neg.data.structures import is_instance
 
 _KINDS = (
@@ -65,7 +65,7 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
     if kind == "T":  # NumPy's strings of any length
         array = _from_objects(array.astype(object), name)
         kind = array.dtype.kind
-    if kind in "OSU" and not _uses_tensorflow():
+    if kind in "OSU" and not uses_tensorflow():
         _refuse(
             name,
             "strings, which Keras takes on TensorFlow alone",

@@ -1,11 +1,13 @@
-"""Which backend Keras runs on: asked here alone."""
+"""Which backend trains on the data."""
 
-import keras
-
-
-def _uses_tensorflow() -> bool:
-    return keras.backend.backend() == "tensorflow"
+from inbatch_neg.backends import backend
 
 
-def _uses_torch() -> bool:
-    return keras.backend.backend() == "torch"
+def uses_tensorflow() -> bool:
+    """Whether `fit` of the backend takes a `tf.data.Dataset` best."""
+    return backend.name == "tensorflow"
+
+
+def uses_torch() -> bool:
+    """Whether PyTorch is loaded anyway."""
+    return backend.name == "torch"

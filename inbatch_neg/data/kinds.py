@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from inbatch_neg.data import arrays, batches, options, structures
-from inbatch_neg.data.engine import _uses_tensorflow
+from inbatch_neg.data.engine import uses_tensorflow
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
 from inbatch_neg.data.stream_batches import StreamBatches
@@ -112,7 +112,7 @@ def _from_memory(data: Any, chosen: Options) -> Any:
         )
     rows = arrays.Rows(data, chosen.columns)
     chosen.check_rows(rows.rows)
-    if _uses_tensorflow():
+    if uses_tensorflow():
         from inbatch_neg.data import tensorflow
 
         return tensorflow.from_rows(rows, chosen)
@@ -138,7 +138,7 @@ def _from_torch(data: Any, chosen: Options) -> Any:
         loader = torch.from_loader(data, chosen)
     else:
         loader = torch.from_dataset(data, chosen)
-    if _uses_tensorflow():
+    if uses_tensorflow():
         return _deliver(torch.as_stream(loader, chosen))
     return loader
 
@@ -152,7 +152,7 @@ def _from_grain(data: Any, chosen: Options) -> Any:
         result = grain.from_map_dataset(data, chosen)
     else:
         result = grain.from_iter_dataset(data, chosen)
-    if _uses_tensorflow():
+    if uses_tensorflow():
         return _deliver(grain.as_stream(result, chosen, rows))
     return result
 
@@ -168,7 +168,7 @@ def _from_batches(data: Any, chosen: Options) -> Any:
         )
     if isinstance(data, Iterator):
         stream = batches.from_iterator(data, chosen)
-        if _uses_tensorflow():
+        if uses_tensorflow():
             return _deliver(stream)
         return batches.as_generator(stream)
     return _deliver(batches.from_iterable(data, chosen))
@@ -216,7 +216,7 @@ def _refuse_batches(data: Any) -> None:
 
 
 def _deliver(stream: Stream) -> Any:
-    if _uses_tensorflow():
+    if uses_tensorflow():
         from inbatch_neg.data import tensorflow
 
         return tensorflow.from_stream(stream)

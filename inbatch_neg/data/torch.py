@@ -11,7 +11,7 @@ import torch
 from torch.utils import data as torch_data
 
 from inbatch_neg.data import structures
-from inbatch_neg.data.engine import _uses_torch
+from inbatch_neg.data.engine import uses_torch
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream
@@ -90,7 +90,7 @@ def from_loader(
         )
     if not isinstance(loader.dataset, torch_data.IterableDataset):
         options.check_rows(len(loader.sampler))  # type: ignore[arg-type]
-    if _uses_torch() and not (options.pad or options.columns):
+    if uses_torch() and not (options.pad or options.columns):
         return loader
     loader = copy.copy(loader)
     loader._iterator = None  # that of persistent workers

@@ -44,9 +44,9 @@ def matmul(query, candidate, target):
     """The product alone, in the chunks that suit the engine's caches."""
     from keras import ops
 
-    from inbatch_neg import engines
+    from inbatch_neg.backends import backend
 
-    product = engines.compiled(lambda a, b: ops.matmul(a, ops.transpose(b)))
+    product = backend.compile(lambda a, b: ops.matmul(a, ops.transpose(b)))
 
     def step():
         for first in range(0, len(candidate), 4096):

@@ -14,11 +14,11 @@ import sys
 REPLICAS = int(sys.argv[3])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={REPLICAS}"
 
-import groups  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import inbatch_neg  # noqa: E402
+from tests.replicas import groups  # noqa: E402
 
 ROWS = 4
 GLOBAL = ROWS * REPLICAS

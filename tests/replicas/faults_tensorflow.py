@@ -14,10 +14,10 @@ import signal
 import sys
 
 import keras
-import problem
 import tensorflow as tf
 
 import inbatch_neg
+from tests.replicas import problem
 
 CASE = "rotation"
 STEPS = 6

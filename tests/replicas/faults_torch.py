@@ -12,11 +12,10 @@ import pathlib
 import signal
 import sys
 
-import groups
-import problem
 import torch
 
 import inbatch_neg
+from tests.replicas import groups, problem
 
 CASE = "rotation"
 STEPS = 6

@@ -10,12 +10,14 @@ import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
-import groups  # noqa: E402
 import keras  # noqa: E402
-import problem  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import inbatch_neg  # noqa: E402
+from tests.replicas import (
+    groups,  # noqa: E402
+    problem,  # noqa: E402
+)
 
 # Random shifts: to go on right, training must know where they were.
 CASE = "rotation"

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[2]
 TIMEOUT = 240
 
 
@@ -27,8 +27,21 @@ def free_ports(number):
 
 
 def start(program, *arguments, engine, log, **environment):
-    """Starts a program; what it prints goes to the file `log`."""
-    paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH")]
+    """Starts a program; what it prints goes to the file `log`.
+
+    Args:
+        program: Path from the root of the repository, or the name of a
+            module in this folder.
+        arguments: Of the program.
+        engine: The backend.
+        log: Path of the file.
+        environment: Further variables.
+    """
+    if program.endswith(".py"):
+        program = [str(ROOT / program)]
+    else:
+        program = ["-m", f"tests.replicas.{program}"]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH")]
     env = {
         **os.environ,
         "KERAS_BACKEND": engine,
@@ -41,7 +54,7 @@ def start(program, *arguments, engine, log, **environment):
     }
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [sys.executable, str(HERE / program), *map(str, arguments)],
+            [sys.executable, *program, *map(str, arguments)],
             env=env,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -112,7 +125,7 @@ def columns(folder, engine, replicas):
     finish(
         [
             start(
-                "columns.py",
+                "columns",
                 folder / f"{rank}.npz",
                 rank,
                 replicas,
@@ -193,7 +206,7 @@ def assert_backup_restores(folder, engine):
 
     def fit(name, event):
         return start(
-            "killed_fit.py",
+            "killed_fit",
             folder / f"{name}.npz",
             folder / f"{name}_backup",
             event,
@@ -210,9 +223,15 @@ def assert_backup_restores(folder, engine):
     assert_equal_results(folder / "whole.npz", folder / "killed.npz")
 
 
+def assert_estimate_is_right(folder, engine):
+    """Trains the streaming estimate on two devices."""
+    log = folder / "estimate.log"
+    finish([start("estimate", engine=engine, log=log)])
+
+
 def assert_example_learns(folder, engine, environments=({},)):
     """Runs `docs/examples/replicas_<engine>.py`, a process per environment."""
-    program = HERE.parents[1] / "docs" / "examples" / f"replicas_{engine}.py"
+    program = f"docs/examples/replicas_{engine}.py"
     processes = [
         start(
             program,

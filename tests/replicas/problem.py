@@ -8,10 +8,10 @@ import keras
 import numpy as np
 
 import inbatch_neg
-from inbatch_neg import engines
+from tests import internals
 
-# The batches are small, and it is the walk that is to be tested.
-engines.largest_small_table = lambda: 0
+# The batches are small, and large ones are to be tested.
+internals.compute_in_chunks_from_now_on()
 
 STEPS = 3
 GLOBAL_ROWS = 16

@@ -12,10 +12,10 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
 
 import jax  # noqa: E402
 import keras  # noqa: E402
-import problem  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import inbatch_neg  # noqa: E402
+from tests.replicas import problem  # noqa: E402
 
 LEARNING_RATE = 0.5
 

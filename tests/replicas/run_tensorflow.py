@@ -6,11 +6,10 @@ or "workers"), number of devices, cases (all, unless named).
 
 import sys
 
-import groups
-import problem
 import tensorflow as tf
 
 import inbatch_neg
+from tests.replicas import groups, problem
 
 LEARNING_RATE = 0.5
 

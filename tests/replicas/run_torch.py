@@ -5,14 +5,13 @@ Arguments: output file, rank, number of processes, port.
 
 import sys
 
-import groups
 import keras
 import numpy as np
-import problem
 import torch
 from torch import distributed
 
 import inbatch_neg
+from tests.replicas import groups, problem
 
 LEARNING_RATE = 0.5
 

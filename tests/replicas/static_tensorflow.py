@@ -4,12 +4,12 @@ Prints the symbolic shapes, those of a replica, and what `fit` says of a layer
 on top of the logits.
 """
 
-import groups
 import keras
 import numpy as np
 import tensorflow as tf
 
 import inbatch_neg
+from tests.replicas import groups
 
 REPLICAS, ROWS, DIMENSIONS, CAPACITY = 2, 8, 4, 12
 

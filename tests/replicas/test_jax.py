@@ -8,6 +8,8 @@ from tests.replicas import launch
 
 ENGINE = "jax"
 
+pytestmark = pytest.mark.backends(ENGINE)
+
 
 # By way of training and distribution: `fit` of one of them takes all cases.
 FEW = ("everything", "rotation", "memory")
@@ -15,7 +17,7 @@ FEW = ("everything", "rotation", "memory")
 
 def train(output, *arguments):
     return launch.start(
-        "run_jax.py", output, *arguments, engine=ENGINE, log=f"{output}.log"
+        "run_jax", output, *arguments, engine=ENGINE, log=f"{output}.log"
     )
 
 
@@ -54,9 +56,7 @@ def test_columns_follow_the_global_batch(tmp_path):
 def test_candidates_are_communicated_once_and_devices_share_the_rows(tmp_path):
     rows, dimensions = 8192, 64
     log = tmp_path / "compiled.log"
-    launch.finish(
-        [launch.start("compiled_jax.py", rows, engine=ENGINE, log=log)]
-    )
+    launch.finish([launch.start("compiled_jax", rows, engine=ENGINE, log=log)])
     lines = [x for x in log.read_text().splitlines() if x.startswith("{")]
     across, left_alone = map(json.loads, lines)
     assert across["collectives"] == [
@@ -82,6 +82,10 @@ def test_candidates_are_communicated_once_and_devices_share_the_rows(tmp_path):
     assert len(left_alone["in_loops"]) >= 4
 
 
+def test_the_estimate_counts_the_rows_of_all_devices(tmp_path):
+    launch.assert_estimate_is_right(tmp_path, ENGINE)
+
+
 def test_backup_and_restore_after_a_kill(tmp_path):
     launch.assert_backup_restores(tmp_path, ENGINE)
 
@@ -92,7 +96,7 @@ def test_the_example_learns(tmp_path):
 
 def test_rows_that_the_devices_do_not_divide_are_an_error(tmp_path):
     log = tmp_path / "unequal.log"
-    process = launch.start("unequal_jax.py", engine=ENGINE, log=log)
+    process = launch.start("unequal_jax", engine=ENGINE, log=log)
     assert launch.wait([process]) == [3], launch.tail(process)
     text = log.read_text()
     assert "must bring the same number of rows" in text

@@ -8,6 +8,8 @@ from tests.replicas import launch
 
 ENGINE = "tensorflow"
 
+pytestmark = pytest.mark.backends(ENGINE)
+
 
 # Enough to see the order of four replicas; two devices train every case.
 FEW = ("everything", "rotation", "memory")
@@ -15,7 +17,7 @@ FEW = ("everything", "rotation", "memory")
 
 def train(output, *arguments):
     return launch.start(
-        "run_tensorflow.py",
+        "run_tensorflow",
         output,
         *arguments,
         engine=ENGINE,
@@ -70,7 +72,7 @@ def test_mirrored_devices_equal_one_device(
 def test_two_workers_equal_one_device(alone, tmp_path):
     launch.finish(
         workers(
-            "run_tensorflow.py",
+            "run_tensorflow",
             2,
             tmp_path / "worker",
             tmp_path / "{rank}.npz",
@@ -85,7 +87,7 @@ def test_two_workers_equal_one_device(alone, tmp_path):
 
 def faulty(folder, number, event):
     """Starts workers in which something goes wrong."""
-    arguments = ("faults_tensorflow.py", folder, number, event)
+    arguments = ("faults_tensorflow", folder, number, event)
     if number == 1:
         log = folder / "alone.log"
         return [launch.start(*arguments, engine=ENGINE, log=log)]
@@ -100,7 +102,7 @@ def test_columns_follow_the_global_batch(tmp_path):
 
 def test_static_shapes_of_a_functional_model_count_the_replicas(tmp_path):
     log = tmp_path / "static.log"
-    process = launch.start("static_tensorflow.py", engine=ENGINE, log=log)
+    process = launch.start("static_tensorflow", engine=ENGINE, log=log)
     launch.finish([process])
     text = log.read_text()
     # Of 8 rows and 12 stored ones a replica: 11 by rotation, or 15.
@@ -125,6 +127,10 @@ def test_training_survives_a_killed_worker(tmp_path):
     launch.assert_survivors_and_resumption(
         tmp_path, faulty, survivor_code=4, engine_timeout=20
     )
+
+
+def test_the_estimate_counts_the_rows_of_all_devices(tmp_path):
+    launch.assert_estimate_is_right(tmp_path, ENGINE)
 
 
 def test_backup_and_restore_after_a_kill(tmp_path):

@@ -6,6 +6,8 @@ from tests.replicas import launch
 
 ENGINE = "torch"
 
+pytestmark = pytest.mark.backends(ENGINE)
+
 
 def together(program, folder, number, *event, wanted=None):
     """Starts `number` processes of a program that takes rank, number, port."""
@@ -27,12 +29,12 @@ def together(program, folder, number, *event, wanted=None):
 
 def train(folder, number):
     """Starts processes that train every case."""
-    return together("run_torch.py", folder, number, wanted="{}.npz")
+    return together("run_torch", folder, number, wanted="{}.npz")
 
 
 def faulty(folder, number, event):
     """Starts processes in which something goes wrong."""
-    return together("faults_torch.py", folder, number, event)
+    return together("faults_torch", folder, number, event)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_unequal_rows_are_an_error_on_every_process(tmp_path):
 
 
 def test_what_differs_on_one_process_is_an_error_on_every_one(tmp_path):
-    processes = together("uneven_torch.py", tmp_path, 2)
+    processes = together("uneven_torch", tmp_path, 2)
     launch.finish(processes)
     said = [process.log.read_text().splitlines() for process in processes]
     assert said[0] == said[1]

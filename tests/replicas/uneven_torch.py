@@ -9,11 +9,11 @@ Arguments: folder (unused), rank, number of processes, port.
 
 import sys
 
-import groups
 import torch
 from torch import distributed
 
 import inbatch_neg
+from tests.replicas import groups
 
 ROWS = 8
 SHARED = {"cross_replica": True, "batch_size": "any"}

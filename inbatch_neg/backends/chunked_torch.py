@@ -1,0 +1,213 @@
+"""A tower in chunks of rows, on PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import keras
+import torch
+from torch.autograd.function import once_differentiable
+from torch.utils import checkpoint
+
+from inbatch_neg.backends.tower_call import TowerCall
+
+Tensor: TypeAlias = Any
+Values: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether rows can be cut from it."""
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
+@torch.compiler.disable
+def run_in_chunks(
+    call: TowerCall, chunk_size: int
+) -> tuple[list[Tensor], Values]:
+    """Returns the outputs of all rows and the assigned state."""
+    if call.rows[0].shape[0] <= chunk_size:
+        variables = [*call.trainable, *call.state]
+        outputs, new = call([(v, v.value) for v in variables], call.rows)
+        return outputs, [(v, new[id(v)]) for v in call.assigned]
+    chunks = _Chunks(call, chunk_size)
+    outputs = _InChunks.apply(
+        chunks, *(value for _, value in chunks.weights), *call.rows
+    )
+    return list(outputs), chunks.new_state
+
+
+class _Chunks:
+    """The first and the second runs of a tower on the chunks of a batch.
+
+    Attributes:
+        weights: The trainable variables and their values.
+        fixed: The variables that the tower only reads, and their values;
+            known after the first runs.
+        new_state: The variables that it assigns, and their values after the
+            first runs.
+    """
+
+    def __init__(self, call: TowerCall, chunk_size: int) -> None:
+        self._call = call
+        self.weights: Values = [(v, v.value) for v in call.trainable]
+        self.fixed: Values = []
+        self.new_state: Values = []
+        # Before each chunk.
+        self._states: list[dict[int, Tensor]] = []
+        self._surroundings: list[_Surroundings] = []
+        batch = call.rows[0].shape[0]
+        self._parts = [
+            slice(start, min(start + chunk_size, batch))
+            for start in range(0, batch, chunk_size)
+        ]
+
+    def run(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the outputs of all rows, and keeps no activation."""
+        call = self._call
+        new: dict[int, Tensor] = {}
+        wholes: list[Tensor] = []
+        for part in self._parts:
+            self._states.append(dict(new))
+            self._surroundings.append(_Surroundings(rows))
+            values = [(v, new.get(id(v), v.value)) for v in call.state]
+            outputs, found = call(
+                [*self.weights, *values], [x[part] for x in rows]
+            )
+            new.update((key, x.detach()) for key, x in found.items())
+            if not wholes:
+                count = rows[0].shape[0]
+                wholes = [x.new_empty(count, *x.shape[1:]) for x in outputs]
+            for whole, output in zip(wholes, outputs):
+                whole[part] = output
+        self.new_state = [(v, new[id(v)]) for v in call.assigned]
+        self.fixed = [(v, v.value) for v in call.state if id(v) not in new]
+        # The variables themselves are about to be assigned in place.
+        first = {id(v): v.value.detach().clone() for v in call.assigned}
+        self._states = [{**first, **state} for state in self._states]
+        return wholes
+
+    def gradients(
+        self,
+        tensors: Sequence[Tensor],
+        needed: Sequence[bool],
+        upstream: Sequence[Tensor | None],
+    ) -> list[Tensor | None]:
+        """Returns the gradients by the weights and by the rows.
+
+        Args:
+            tensors: The values of the weights and the rows.
+            needed: Of which of them the gradient is wanted.
+            upstream: The gradients by the outputs of `run`, or None.
+        """
+        count = len(self.weights)
+        weights, rows = tensors[:count], tensors[count:]
+        sums: list[Tensor] = [None] * count + [
+            torch.zeros_like(x) if n else None
+            for x, n in zip(rows, needed[count:])
+        ]
+        for number, part in enumerate(self._parts):
+            chunk = [
+                x[part].detach().requires_grad_(n)
+                for x, n in zip(rows, needed[count:])
+            ]
+            outputs = self._run_again(number, chunk)
+            pairs = [
+                (output, slope[part])
+                for output, slope in zip(outputs, upstream)
+                if slope is not None and output.requires_grad
+            ]
+            if not pairs:
+                continue
+            places = [i for i, n in enumerate(needed) if n]
+            slopes = torch.autograd.grad(
+                [output for output, _ in pairs],
+                [[*weights, *chunk][i] for i in places],
+                [slope for _, slope in pairs],
+                allow_unused=True,
+            )
+            for i, slope in zip(places, slopes):
+                if slope is None:
+                    continue
+                if i >= count:
+                    sums[i][part] = slope
+                elif sums[i] is None:
+                    # A copy: others may hold it.
+                    sums[i] = slope.clone()
+                else:
+                    sums[i] += slope
+        return sums
+
+    def _run_again(self, number: int, chunk: Sequence[Tensor]) -> list[Tensor]:
+        state = self._states[number]
+        values = [(v, state[id(v)]) for v in self._call.assigned]
+        with torch.enable_grad(), self._surroundings[number].again():
+            outputs, _ = self._call(
+                [*self.weights, *self.fixed, *values], chunk
+            )
+        return outputs
+
+
+class _InChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, chunks: _Chunks, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        outputs = chunks.run(tensors[len(chunks.weights) :])
+        ctx.chunks = chunks
+        ctx.count = len(tensors)
+        # The fixed ones, too: PyTorch tells if one was changed in between.
+        ctx.save_for_backward(*tensors, *(x for _, x in chunks.fixed))
+        ctx.mark_non_differentiable(
+            *(x for x in outputs if not x.is_floating_point())
+        )
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, *upstream: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors[: ctx.count]
+        return None, *ctx.chunks.gradients(
+            tensors, ctx.needs_input_grad[1:], upstream
+        )
+
+
+class _Surroundings:
+    """What a run depends on beside its arguments: generators and autocast.
+
+    Args:
+        tensors: Those that the run works on.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._device = tensors[0].device
+        self._generator = torch.get_rng_state()
+        self._generators = checkpoint.get_device_states(tensors[0])
+        self._autocast = [
+            {
+                "device_type": kind,
+                "enabled": torch.is_autocast_enabled(kind),
+                "dtype": torch.get_autocast_dtype(kind),
+            }
+            for kind in {"cpu", self._device.type}
+        ]
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """While inside, everything is as it was."""
+        devices, states = self._generators
+        kind = self._device.type if devices else "cuda"
+        with contextlib.ExitStack() as stack:
+            for options in self._autocast:
+                stack.enter_context(torch.autocast(**options))
+            stack.enter_context(
+                torch.random.fork_rng(devices, device_type=kind)
+            )
+            torch.set_rng_state(self._generator)
+            if devices:
+                checkpoint.set_device_states(devices, states, device_type=kind)
+            yield

@@ -1,0 +1,118 @@
+"""What differs on JAX: `jit`, global tensors on a mesh, stateless steps."""
+
+import contextlib
+from collections.abc import Callable
+
+import jax
+import keras
+from jax.sharding import NamedSharding, PartitionSpec
+
+from inbatch_neg.backends import chunked_jax, keras_internals
+from inbatch_neg.backends.base import Backend, Collectives, Sharding, Tensor
+from inbatch_neg.backends.tower_call import TowerCall
+
+
+class JaxBackend(Backend):
+    """JAX, with the tensors of the global batch under a distribution."""
+
+    name = "jax"
+    id_dtypes = (*Backend.id_dtypes, "uint64")
+
+    def are_readable(self, tensor: Tensor) -> bool:
+        """True outside of a trace."""
+        return isinstance(tensor, jax.Array) and not isinstance(
+            tensor, jax.core.Tracer
+        )
+
+    def compile(self, function: Callable, xla: bool = True) -> Callable:
+        """Compiles with XLA, the only compiler that JAX has."""
+        return jax.jit(function)
+
+    def is_dense(self, tensor: Tensor) -> bool:
+        """Refuses JAX' experimental sparse arrays."""
+        return chunked_jax.is_dense(tensor)
+
+    def run_in_chunks(
+        self, call: TowerCall, chunk_size: int
+    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+        """A `scan` over `jax.checkpoint`."""
+        return chunked_jax.run_in_chunks(call, chunk_size)
+
+    def full_precision_matmul(self) -> contextlib.AbstractContextManager:
+        """Sets JAX' own precision of matrix products."""
+        return jax.default_matmul_precision("float32")
+
+    def sharding(self, rows: int) -> Sharding | None:
+        """Returns that of Keras' distribution, if one is set."""
+        distribution = keras.distribution.distribution()
+        if distribution is None:
+            return None
+        mesh, axes = keras_internals.mesh_of_rows(distribution, rows)
+        return _MeshSharding(mesh, axes)
+
+    def restore_model_state(self) -> contextlib.AbstractContextManager:
+        """Assigns the weights again that a stateless step has taken out."""
+        return keras_internals.restore_model_state(_is_value)
+
+
+def _is_value(value: Tensor) -> bool:
+    return (
+        isinstance(value, jax.Array)
+        and not isinstance(value, jax.core.Tracer)
+        and not value.is_deleted()
+    )
+
+
+class _MeshSharding(Sharding):
+    """The rows of global tensors along some axes of a device mesh.
+
+    On JAX the tensors are global, and so is what a function returns. Left
+    alone, the compiler would cut the loop over chunks across its chunks;
+    `shard_map` gives each device the rows that it holds.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> None:
+        self.mesh = mesh
+        self.axes = axes
+        self.count = 1
+        for axis in axes:
+            self.count *= mesh.shape[axis]
+
+    def map(
+        self,
+        function: Callable[[dict, dict, Collectives], Tensor],
+        by_row: dict[str, Tensor],
+        replicated: dict[str, Tensor],
+    ) -> Tensor:
+        """Runs `function` on every device, by `shard_map`."""
+        rows, whole = PartitionSpec(self.axes), PartitionSpec()
+        if not isinstance(next(iter(by_row.values())), jax.core.Tracer):
+            by_row = jax.device_put(by_row, NamedSharding(self.mesh, rows))
+            replicated = jax.device_put(
+                replicated, NamedSharding(self.mesh, whole)
+            )
+
+        def on_device(by_row: dict, replicated: dict) -> Tensor:
+            collectives = _MeshCollectives(self.axes, self.count)
+            return function(by_row, replicated, collectives)
+
+        return jax.shard_map(
+            on_device,
+            mesh=self.mesh,
+            in_specs=(rows, whole),
+            out_specs=rows,
+            check_vma=False,
+        )(by_row, replicated)
+
+
+class _MeshCollectives(Collectives):
+    """Those inside of `shard_map`. Shapes are the same on every device."""
+
+    def __init__(self, axes: tuple[str, ...], count: int) -> None:
+        self.axes = axes
+        self.count = count
+        self.index = jax.lax.axis_index(axes)
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Gathers along the axes of the mesh."""
+        return jax.lax.all_gather(tensor, self.axes, tiled=True)

@@ -1,0 +1,224 @@
+"""Everything that relies on how Keras is written inside.
+
+Read in Keras 3.5.0 and 3.15.1. The tests run on both, so a change in Keras
+fails there first:
+
+- whether Keras traces shapes alone (`SymbolicScope.original_scope`);
+- how an error passes Keras and AutoGraph unchanged (two attributes);
+- which local variable of a JAX step holds the weights (`state`), in which
+  module, whether the model has them already (`_jax_state_synced`), and that
+  its own variables are empty meanwhile (`_value`);
+- which attribute of a model holds its compiled step (`train_function`, ...);
+- the device mesh of a distribution (`device_mesh.backend_mesh`);
+- how a layer enters the paths of its weights (`_open_name_scope`).
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+
+import keras
+
+
+def in_symbolic_call() -> bool:
+    """Whether Keras is tracing shapes alone, so that there is no batch yet."""
+    with keras.SymbolicScope() as scope:
+        return scope.original_scope is not None
+
+
+class UnchangedMessage:
+    """For errors whose message crosses layers and compiled functions as it is.
+
+    Keras and AutoGraph rewrite the message of an error that crosses them,
+    which would bury the remedy; AutoGraph makes an error of its own of it.
+    They leave one with these attributes alone.
+    """
+
+    _keras_call_info_injected = True
+    ag_pass_through = True
+
+
+class NoNameScope:
+    """For a layer around another one, whose weights keep their paths."""
+
+    def _open_name_scope(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+
+def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:
+    """Returns the device mesh and the axes that share the rows of a batch.
+
+    The devices along a model axis would repeat the same work: they share the
+    rows where these can be divided.
+    """
+    mesh = distribution.device_mesh.backend_mesh
+    axes = (distribution.get_data_layout((rows,)).axes[0],)
+    if rows % mesh.size == 0:
+        axes = tuple(mesh.axis_names)
+    return mesh, axes
+
+
+@contextlib.contextmanager
+def restore_model_state(is_value: Callable[[Any], bool]) -> Iterator[None]:
+    """Assigns a model's weights again when an error leaves a JAX step.
+
+    While `fit`, `evaluate` and `predict` run on JAX, Keras empties the model
+    and keeps the weights in a local variable, `state`. An exception loses
+    that variable, and with it the trained model. Nothing else refers to the
+    weights: the model's variables are empty, and the step's own arguments are
+    tracers. So the variable is looked up on the stack.
+
+    Args:
+        is_value: Whether an entry of `state` is an array that still has its
+            memory: no tracer, and not donated to a step.
+    """
+    try:
+        yield
+    except Exception:
+        _restore(is_value)
+        raise
+
+
+def is_taken_out(variable: keras.Variable) -> bool:
+    """Whether a JAX step has taken out the value of a weight."""
+    return getattr(variable, "_value", variable) is None
+
+
+_VARIABLES_IN_STATE = {
+    "fit": ("trainable", "non_trainable", "optimizer", "metrics"),
+    "train_on_batch": ("trainable", "non_trainable", "optimizer", "metrics"),
+    "evaluate": ("trainable", "non_trainable", "metrics"),
+    "test_on_batch": ("trainable", "non_trainable", "metrics"),
+    "predict": ("trainable", "non_trainable"),
+    "predict_on_batch": ("trainable", "non_trainable"),
+}
+
+# The module of `fit` and the others, and of what they call between steps.
+_TRAINER = "keras.src.backend.jax.trainer"
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _restore(is_value: Callable[[Any], bool]) -> None:
+    newest = None
+    for frame in _frames():
+        if frame.f_globals.get("__name__") != _TRAINER:
+            continue
+        state = frame.f_locals.get("state")
+        # With `steps_per_execution` the first step of several takes the
+        # memory of the outer `state`, and an inner one is newer.
+        if newest is None and _is_state(state, is_value):
+            newest = state
+        names = _VARIABLES_IN_STATE.get(frame.f_code.co_name)
+        if names:
+            model = frame.f_locals["self"]
+            # Otherwise the model has its weights, perhaps newer ones.
+            if newest is not None and not model._jax_state_synced:
+                _assign_in_a_thread(model, names, newest)
+            return
+
+
+def _is_state(state: Any, is_value: Callable[[Any], bool]) -> bool:
+    return isinstance(state, tuple) and all(
+        is_value(value) for value in keras.tree.flatten(state)
+    )
+
+
+def _assign_in_a_thread(
+    model: keras.Model, names: Sequence[str], state: tuple[Any, ...]
+) -> None:
+    # The scope of the stateless step and the trace are local to the thread,
+    # hence a thread of its own.
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(_assign, model, names, state).result()
+    # Or `fit` would assign the state of an earlier step when it ends.
+    model._jax_state = None
+    model._jax_state_synced = True
+
+
+def _assign(
+    model: keras.Model, names: Sequence[str], state: tuple[Any, ...]
+) -> None:
+    # A model that was never compiled has no optimizer.
+    optimizer = getattr(model, "optimizer", None)
+    variables = {
+        "trainable": model.trainable_variables,
+        "non_trainable": model.non_trainable_variables,
+        "optimizer": optimizer.variables if optimizer else [],
+        "metrics": model.metrics_variables,
+    }
+    for name, values in zip(names, state):
+        for variable, value in zip(variables[name], values):
+            variable.assign(value)
+
+
+_STEPS = {
+    "fit": "train_function",
+    "train_on_batch": "train_function",
+    "evaluate": "test_function",
+    "test_on_batch": "test_function",
+    "predict": "predict_function",
+    "predict_on_batch": "predict_function",
+}
+
+
+class _TranslatedStep:
+    """The compiled step of a model, with other errors than its own.
+
+    Attributes:
+        translations: The exceptions to raise in the place of an error, by a
+            part of its message.
+    """
+
+    def __init__(self, step: Callable[..., Any]) -> None:
+        self.step = step
+        self.translations: dict[str, Callable[[], Exception]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.step(*args, **kwargs)
+        except Exception as error:
+            message = str(error)
+            for part, translated in self.translations.items():
+                if part in message:
+                    raise translated() from None
+            raise
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.step, name)
+
+
+def translate_step_error(
+    parts: Sequence[str], translated: Callable[[], Exception]
+) -> None:
+    """Replaces an error of the step that is being traced, from now on.
+
+    An exception cannot leave a compiled step, so an assertion inside of it
+    ends in the backend's own error. The model that traces is looked up on the
+    stack, and its step is wrapped. The step that is running already keeps its
+    own error.
+
+    Args:
+        parts: The error's message has one of these.
+        translated: Makes the exception to raise instead.
+    """
+    for frame in _frames():
+        name = _STEPS.get(frame.f_code.co_name)
+        model = frame.f_locals.get("self")
+        if name and isinstance(model, keras.Model):
+            step = getattr(model, name, None)
+            if step is None:
+                return
+            if not isinstance(step, _TranslatedStep):
+                step = _TranslatedStep(step)
+                setattr(model, name, step)
+            step.translations.update(dict.fromkeys(parts, translated))
+            return

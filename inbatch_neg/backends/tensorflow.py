@@ -1,0 +1,199 @@
+"""What differs on TensorFlow: strings, unknown sizes, graphs, strategies."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from inbatch_neg.backends import chunked_tensorflow, keras_internals
+from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor
+from inbatch_neg.backends.tower_call import TowerCall
+
+
+class TensorFlowBackend(Backend):
+    """TensorFlow, eager, in `tf.function`, and under `tf.distribute`."""
+
+    name = "tensorflow"
+    id_dtypes = (*Backend.id_dtypes, "uint64", "string")
+
+    def are_readable(self, tensor: Tensor) -> bool:
+        """True for eager tensors."""
+        return tf.executing_eagerly() and hasattr(tensor, "numpy")
+
+    def update_rows(self, tensor: Tensor, start: Size, rows: Tensor) -> Tensor:
+        """Scatters the rows: a slice update would copy the whole tensor."""
+        places = start + ops.arange(ops.shape(rows)[0], dtype="int32")
+        return ops.scatter_update(tensor, places[:, None], rows)
+
+    def factorize(self, ids: Tensor) -> Tensor:
+        """Takes strings too."""
+        if ids.dtype == tf.string:
+            return tf.unique(ids).idx
+        # Before 3.6, Keras' own takes the length of a symbolic tensor.
+        return tf.searchsorted(tf.sort(ids), ids)
+
+    def hash_strings(self, ids: Tensor) -> Tensor:
+        """Hashes strings; equal ones stay equal."""
+        if ids.dtype != tf.string:
+            return ids
+        return tf.strings.to_hash_bucket_fast(ids, 2**63 - 1)
+
+    def compile(self, function: Callable, xla: bool = True) -> Callable:
+        """Compiles with or without XLA."""
+        return tf.function(function, jit_compile=xla)
+
+    def with_control_dependency(
+        self, tensor: Tensor, earlier: Tensor
+    ) -> Tensor:
+        """Orders a graph.
+
+        A graph starts whatever is ready, so the intermediate tensors of all
+        its parts would be in memory at the same time.
+        """
+        with tf.control_dependencies([earlier]):
+            return tf.identity(tensor)
+
+    def is_dense(self, tensor: Tensor) -> bool:
+        """Refuses `RaggedTensor` and `SparseTensor`."""
+        return chunked_tensorflow.is_dense(tensor)
+
+    def run_in_chunks(
+        self, call: TowerCall, chunk_size: int
+    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+        """Two loops in a `tf.custom_gradient`."""
+        return chunked_tensorflow.run_in_chunks(call, chunk_size)
+
+    @contextlib.contextmanager
+    def full_precision_matmul(self) -> Iterator[None]:
+        """Turns TensorFloat-32 off."""
+        switch = tf.config.experimental
+        before = switch.tensor_float_32_execution_enabled()
+        switch.enable_tensor_float_32_execution(False)
+        try:
+            yield
+        finally:
+            switch.enable_tensor_float_32_execution(before)
+
+    def ensure_rows(
+        self,
+        tensors: Sequence[Tensor],
+        rows: int | None,
+        error: Callable[[], Exception],
+        label: str,
+    ) -> list[Tensor]:
+        """Asserts a number of rows that is unknown while tracing.
+
+        All tensors wait for the assertion, or an operation on another one
+        would fail first. XLA removes assertions, but reports an operation
+        that cannot hold by its name, `label`.
+        """
+        first, message = tensors[0], str(error())
+        # Before a batch of unknown size comes: the step that traces it keeps
+        # its own error. An assertion prints the message, here its beginning.
+        if not tf.executing_eagerly():
+            keras_internals.translate_step_error(
+                (message.split(" or ")[0], label), error
+            )
+        if first.shape[0] is not None:
+            return list(tensors)
+        found = tf.shape(first)[0]
+        if rows is None:
+            check = tf.debugging.assert_greater(found, 1, message=message)
+        else:
+            check = tf.debugging.assert_equal(found, rows, message=message)
+        checked = _after(check, tensors)
+        if rows is not None:
+            shape = [rows, *first.shape[1:]]
+            checked[0] = tf.ensure_shape(checked[0], shape, name=label)
+        return checked
+
+    def ensure_at_most_rows(
+        self, tensor: Tensor, rows: int, message: str
+    ) -> Tensor:
+        """Asserts a number of rows that is unknown while tracing."""
+        if tensor.shape[0] is not None:
+            return tensor
+        check = tf.debugging.assert_less_equal(
+            tf.shape(tensor)[0], rows, message=message
+        )
+        return _after(check, [tensor])[0]
+
+    def collectives(self) -> Collectives | None:
+        """Returns those of a `tf.distribute` strategy with replicas."""
+        # None outside of `strategy.run`, where no replica trains.
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            return _StrategyCollectives(context)
+        return None
+
+    def replica_count(self) -> int:
+        """Counts the strategy's replicas in symbolic calls too."""
+        if keras_internals.in_symbolic_call():
+            return _strategy_count()
+        return super().replica_count()
+
+    def symbolic_call_sees_means(self) -> bool:
+        """True under a strategy with several replicas.
+
+        There `fit` of Keras 3.15 builds a model with the mean of the
+        replicas' first batches, so ids and counts become floats. What comes
+        in is checked when the first step is traced.
+        """
+        return _strategy_count() > 1
+
+
+def _after(check: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Returns the tensors, to be used once the assertion `check` holds."""
+    with tf.control_dependencies([] if check is None else [check]):
+        return [
+            None if tensor is None else tf.identity(tensor)
+            for tensor in tensors
+        ]
+
+
+def _strategy_count() -> int:
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+class _StrategyCollectives(Collectives):
+    """`tf.distribute`, inside of `strategy.run`."""
+
+    def __init__(self, context: tf.distribute.ReplicaContext) -> None:
+        self.context = context
+        self.count = context.num_replicas_in_sync
+        self.index = context.replica_id_in_sync_group
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Gathers strings as their hashes, since no strategy sends strings."""
+        if tensor.dtype == tf.string:
+            tensor = tf.strings.to_hash_bucket_fast(tensor, 2**63 - 1)
+        elif tensor.dtype.is_integer and tensor.dtype != tf.int32:
+            tensor = tf.cast(tensor, tf.int64)
+        rows = tensor.shape[0]
+        every = self.context.all_gather(tensor, axis=0)
+        if rows is not None:
+            rows *= self.count
+        return tf.ensure_shape(every, [rows, *tensor.shape[1:]])
+
+    def check_same_shapes(
+        self,
+        tensors: Mapping[str, Tensor],
+        error: Callable[[str], Exception],
+    ) -> dict[str, Tensor]:
+        """Compares the rows at run time.
+
+        Nothing else can differ: all replicas run one traced function.
+        """
+        sizes = tf.concat(
+            [tf.shape(x)[:1] for x in tensors.values() if x is not None],
+            axis=0,
+        )
+        every = self.context.all_gather(sizes[None], axis=0)
+        check = tf.debugging.Assert(
+            tf.reduce_all(every == sizes),
+            [str(error("rows of all tensors by replica:")), every],
+            summarize=-1,
+        )
+        return dict(zip(tensors, _after(check, list(tensors.values()))))

@@ -1,0 +1,240 @@
+"""What differs on PyTorch: products, ties, updates in place, processes."""
+
+import contextlib
+import functools
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+import keras
+import torch
+from keras import ops
+from torch import distributed
+
+from inbatch_neg.backends import chunked_torch
+from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor, Tuning
+from inbatch_neg.backends.tower_call import TowerCall
+
+
+class TorchBackend(Backend):
+    """PyTorch, eager or compiled, and in a default process group."""
+
+    name = "torch"
+
+    def are_readable(self, tensor: Tensor) -> bool:
+        """True for eager tensors on the CPU; a GPU would have to wait."""
+        return (
+            isinstance(tensor, torch.Tensor)
+            and tensor.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+        )
+
+    def matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        """Multiplies in the dtype of both.
+
+        Keras' own is float32 for float64, and autocast rounds to bfloat16.
+        """
+        device = left.device.type
+        if not torch.is_autocast_enabled(device):
+            return left @ right
+        with torch.autocast(device, enabled=False):
+            return left @ right
+
+    def matmul_no_grad(self, left: Tensor, right: Tensor) -> Tensor:
+        """Multiplies by oneDNN on the CPU, where PyTorch has it.
+
+        PyTorch asks MKL for products of float32, which on AMD processors runs
+        at half of oneDNN's speed.
+        """
+        linear = _onednn_linear()
+        if linear is None or not _suits_onednn(left, right):
+            return self.matmul(left, right)
+        _keep_freed_memory()
+        # Linear layer without bias, attribute or algorithm.
+        return linear(left, right.T, None, "none", [], "")
+
+    def addmm(self, tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Adds in place."""
+        return tensor.add_(self.matmul_no_grad(left, right))
+
+    def tuning(self, tensor: Tensor) -> Tuning:
+        """Returns larger dense matrices and smaller chunks than elsewhere.
+
+        PyTorch runs each operation from Python, so chunks must save more to
+        pay for their own operations. On the CPU a chunk has at most 16 MB of
+        float32: glibc gives blocks above 32 MB back to the system.
+        """
+        limit = 2**22 if tensor.device.type == "cpu" else 2**31 - 1
+        return Tuning(max_chunk_scores=limit, max_dense_scores=2**18)
+
+    def update_rows(self, tensor: Tensor, start: Size, rows: Tensor) -> Tensor:
+        """Writes in place: a slice update would copy the whole tensor."""
+        tensor[start : start + rows.shape[0]] = rows
+        return tensor
+
+    def top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Sorts a row with more than k scores as high as its k-th.
+
+        PyTorch does not promise which of equal scores come first.
+        """
+        best, places = ops.top_k(scores, k)
+        fitting = (scores >= best[:, -1:]).sum(dim=1) > k
+        if bool(fitting.any()):
+            order = scores.sort(dim=1, descending=True, stable=True)
+            best, places = order.values[:, :k], order.indices[:, :k]
+        return best, ops.cast(places, "int32")
+
+    def is_dense(self, tensor: Tensor) -> bool:
+        """Refuses sparse and nested layouts."""
+        return chunked_torch.is_dense(tensor)
+
+    def run_in_chunks(
+        self, call: TowerCall, chunk_size: int
+    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+        """A custom autograd function."""
+        return chunked_torch.run_in_chunks(call, chunk_size)
+
+    @contextlib.contextmanager
+    def full_precision_matmul(self) -> Iterator[None]:
+        """Turns TensorFloat-32 off, and gradients too."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def collectives(self) -> Collectives | None:
+        """Returns those of the default process group, if it is set up."""
+        if distributed.is_available() and distributed.is_initialized():
+            if distributed.get_world_size() > 1:
+                return _ProcessGroupCollectives()
+        return None
+
+
+@functools.cache
+def _onednn_linear() -> Callable | None:
+    """Returns the linear layer of PyTorch's compiler, or None without it.
+
+    A private operation: where it is gone, the public product serves.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return None
+    namespace = getattr(torch.ops, "mkldnn", None)
+    return getattr(namespace, "_linear_pointwise", None)
+
+
+def _suits_onednn(*matrices: Tensor) -> bool:
+    """Whether oneDNN's linear layer takes these matrices here and now.
+
+    It has no gradient, and refuses empty matrices and rows that share memory.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch.is_autocast_enabled("cpu")
+        and all(
+            matrix.device.type == "cpu"
+            and matrix.dtype == torch.float32
+            and matrix.numel() > 0
+            and (_has_rows_apart(matrix) or _has_rows_apart(matrix.T))
+            for matrix in matrices
+        )
+    )
+
+
+def _has_rows_apart(matrix: Tensor) -> bool:
+    stride, step = matrix.stride()
+    return step == 1 and stride >= matrix.shape[1]
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Lets glibc keep the memory of a chunk for the next one.
+
+    Until a larger block has been freed, it gives freed memory back to the
+    system and gets it again page by page, which takes longer than a product.
+    Blocks above 32 MB are always given back.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+# What a process tells the others about each of its tensors.
+_COMPARED = ("rank (0: not given)", "rows", "dimensions", "dtype, as a hash,")
+
+
+class _ProcessGroupCollectives(Collectives):
+    """`torch.distributed`, in its default process group."""
+
+    def __init__(self) -> None:
+        self.count = distributed.get_world_size()
+        self.index = distributed.get_rank()
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Gathers with a gradient; int16, which gloo does not send, as int."""
+        if tensor.dtype == torch.int16:
+            tensor = tensor.int()
+        return _Gather.apply(tensor.contiguous(), self)
+
+    def gather_values(self, tensor: Tensor) -> Tensor:
+        """Gathers without a gradient."""
+        # The name since torch 2.13, and the one before.
+        gather = getattr(distributed, "all_gather_single", None)
+        gather = gather or distributed.all_gather_into_tensor
+        shape = (self.count * tensor.shape[0], *tensor.shape[1:])
+        every = tensor.new_empty(shape)
+        gather(every, tensor)
+        return every
+
+    def check_same_shapes(
+        self,
+        tensors: Mapping[str, Tensor],
+        error: Callable[[str], Exception],
+    ) -> dict[str, Tensor]:
+        """Compares ranks, sizes and dtypes, and raises on every process."""
+        # As long on every replica, whatever it was given.
+        own: list[int] = []
+        for tensor in tensors.values():
+            shape = () if tensor is None else tensor.shape
+            own += [len(shape), *shape[:2], *[0] * (2 - len(shape))]
+            own.append(0 if tensor is None else _dtype_number(tensor))
+        device = next(x.device for x in tensors.values() if x is not None)
+        every = self.gather_values(
+            torch.tensor([own], dtype=torch.int64, device=device)
+        )
+        differ = (every != every[:1]).any(0).nonzero()
+        if len(differ):
+            first = int(differ[0])
+            tensor, what = divmod(first, len(_COMPARED))
+            raise error(
+                f"{_COMPARED[what]} of `{list(tensors)[tensor]}` by replica: "
+                f"{every[:, first].tolist()}"
+            )
+        return dict(tensors)
+
+
+def _dtype_number(tensor: Tensor) -> int:
+    # zlib, since Python's own hash of a string differs by process.
+    return zlib.crc32(str(tensor.dtype).encode())
+
+
+class _Gather(torch.autograd.Function):
+    """Gathers the rows of all processes; the gradient goes back to each."""
+
+    @staticmethod
+    def forward(
+        ctx: Tensor, tensor: Tensor, collectives: _ProcessGroupCollectives
+    ) -> Tensor:
+        ctx.collectives = collectives
+        return collectives.gather_values(tensor)
+
+    @staticmethod
+    def backward(ctx: Tensor, upstream: Tensor) -> tuple[Tensor, None]:
+        # Each replica gets what the others' rows add to the gradient of its
+        # own candidates, once, and sums it.
+        parts = torch.empty_like(upstream)
+        distributed.all_to_all_single(parts, upstream.contiguous())
+        parts = parts.reshape(ctx.collectives.count, -1, *upstream.shape[1:])
+        return parts.sum(0), None

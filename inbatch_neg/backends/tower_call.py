@@ -1,0 +1,218 @@
+"""A tower as a function of rows, weights and state, without side effects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import keras
+from keras import tree
+
+Tensor: TypeAlias = Any
+
+
+class TowerCall:
+    """One call of a tower, to be run on any of its rows, as often as needed.
+
+    A run assigns no variable: it takes the values of the variables and
+    returns those that the tower has assigned.
+
+    Args:
+        tower: A Keras layer.
+        inputs: Nest of tensors with one entry per row.
+        mask: Nest of the masks of `inputs`, of the same structure; or None.
+        training: As given to the tower.
+
+    Attributes:
+        rows: List of the tensors of `inputs` and `mask`.
+        assigned: The variables that the runs so far have assigned.
+    """
+
+    def __init__(
+        self, tower: keras.Layer, inputs: Any, mask: Any, training: Any
+    ) -> None:
+        leaves = tree.flatten((inputs, mask))
+        self.rows = [x for x in leaves if x is not None]
+        self.assigned: list[keras.Variable] = []
+        self._is_given = [x is not None for x in leaves]
+        self._structure = tree.map_structure(lambda x: 0, (inputs, mask))
+        self._training = training
+        self._tower = tower
+        self._result: Any = None  # structures of the outputs and their masks
+
+    @property
+    def trainable(self) -> list[keras.Variable]:
+        """The trainable variables of the tower."""
+        return [v for v in self._tower.variables if v.trainable]
+
+    @property
+    def state(self) -> list[keras.Variable]:
+        """The other variables, and what the tower assigns beside its own."""
+        own = [v for v in self._tower.variables if not v.trainable]
+        known = {id(v) for v in self._tower.variables}
+        return own + [v for v in self.assigned if id(v) not in known]
+
+    def __call__(
+        self,
+        values: Iterable[tuple[keras.Variable, Tensor]],
+        rows: Sequence[Tensor],
+    ) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Returns the outputs, and the assigned values by id of the variable.
+
+        Args:
+            values: Variables and their values. A variable that is left out
+                has its own.
+            rows: The rows to run on, of each tensor in `self.rows`.
+        """
+        leaves = iter(rows)
+        inputs, mask = tree.pack_sequence_as(
+            self._structure,
+            [next(leaves) if given else None for given in self._is_given],
+        )
+        results: list[Any] = []
+
+        def run(inputs: Any, training: Any) -> None:
+            outputs = self._tower(_with_masks(inputs, mask), training=training)
+            results.extend((outputs, _masks_of(outputs)))
+
+        with _Scope(values) as scope:
+            _Surroundings(run)(inputs, training=self._training)
+        outputs, masks = results
+        self._refuse_losses(scope.losses)
+        self._refuse_assigned_weights(scope.assigned)
+        known = {id(v) for v in self.assigned}
+        self.assigned += [
+            v for k, v in scope.assigned.items() if k not in known
+        ]
+        leaves = tree.flatten((outputs, masks))
+        self._refuse_other_rows(leaves, rows)
+        self._result = (
+            tree.map_structure(lambda x: 0, (outputs, masks)),
+            [x is not None for x in leaves],
+        )
+        new = {key: scope.state_mapping[key] for key in scope.assigned}
+        return [x for x in leaves if x is not None], new
+
+    def pack(self, results: Sequence[Tensor]) -> Any:
+        """Returns the nest of the outputs, with their masks attached."""
+        structure, is_given = self._result
+        leaves = iter(results)
+        outputs, masks = tree.pack_sequence_as(
+            structure, [next(leaves) if given else None for given in is_given]
+        )
+        return _with_masks(outputs, masks)
+
+    def _refuse_losses(self, losses: list[Tensor]) -> None:
+        if losses:
+            raise ValueError(
+                "`tower` must not call `add_loss` or have an "
+                "`activity_regularizer`: each value would be that of a chunk, "
+                "not of the batch. Put the loss, or a "
+                "`keras.layers.ActivityRegularization`, after the "
+                "`ChunkedTower`, on its outputs. "
+                f"Received: tower={self._tower.name!r}, which added "
+                f"{len(losses)} of them"
+            )
+
+    def _refuse_assigned_weights(
+        self, assigned: dict[int, keras.Variable]
+    ) -> None:
+        for variable in assigned.values():
+            if variable.trainable:
+                raise ValueError(
+                    "`tower` must not assign a trainable weight in its call, "
+                    "as `keras.layers.SpectralNormalization` does: every "
+                    "chunk would see another one. Train the tower without "
+                    f"`ChunkedTower`. Received: tower={self._tower.name!r}, "
+                    f"which assigned {variable.path!r}"
+                )
+
+    def _refuse_other_rows(
+        self, results: Sequence[Tensor], rows: Sequence[Tensor]
+    ) -> None:
+        expected = rows[0].shape[0]
+        for result in results:
+            if result is None:
+                continue
+            shape = tuple(result.shape)
+            found = shape[0] if shape else 0
+            known = isinstance(found, int) and isinstance(expected, int)
+            if known and found != expected:
+                raise ValueError(
+                    "`tower` must return tensors with one entry per row of "
+                    "its inputs, since it gets a part of the rows at a time. "
+                    f"Received: tower={self._tower.name!r}, which returned "
+                    f"shape {shape} for {expected} rows"
+                )
+
+
+class _Scope(keras.StatelessScope):
+    """Keeps what is assigned, and the losses, from taking effect.
+
+    Attributes:
+        assigned: The assigned variables, by their ids.
+    """
+
+    def __init__(self, values: Iterable[tuple[keras.Variable, Tensor]]) -> None:
+        super().__init__(list(values), collect_losses=True)
+        self.assigned: dict[int, keras.Variable] = {}
+
+    def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
+        super().add_update(update)
+        self.assigned[id(update[0])] = update[0]
+
+
+class _Surroundings(keras.layers.Layer):
+    """What a tower finds around itself inside of a model.
+
+    Layers learn of `training` and of autocasting from the layer around them.
+    In a backward pass there is none, so each run brings this one. Its policy
+    is a mixed one, so that the tower finds a scope of autocasting, which it
+    replaces by that of its own policy.
+    """
+
+    def __init__(self, run: Callable[[Any, Any], None]) -> None:
+        super().__init__(name="chunk", dtype="mixed_float16", autocast=False)
+        self.supports_masking = True
+        self._run = run
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        self._run(inputs, training)
+        return inputs
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        return None
+
+
+class _Masks(keras.layers.Layer):
+    """Attaches masks to tensors and reads them, by the way of every layer."""
+
+    def __init__(self, masks: Any = None) -> None:
+        super().__init__(name="masks", dtype="float32", autocast=False)
+        self.supports_masking = True
+        # In functions, since Keras tracks lists and dicts.
+        self._masks = lambda: masks
+        self._found = lambda: None
+
+    def call(self, inputs: Any, mask: Any = None) -> Any:
+        self._found = lambda: mask
+        return inputs
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
+        return self._masks()
+
+    def found(self) -> Any:
+        """Returns the masks of the inputs of the last call."""
+        return self._found()
+
+
+def _with_masks(tensors: Any, masks: Any) -> Any:
+    if all(mask is None for mask in tree.flatten(masks)):
+        return tensors
+    return _Masks(masks)(tensors)
+
+
+def _masks_of(tensors: Any) -> Any:
+    layer = _Masks()
+    layer(tensors)
+    return layer.found()

@@ -1,0 +1,287 @@
+"""`RetrievalEvaluation`: recall over the whole catalogue, every epoch."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from inbatch_neg import arguments
+from inbatch_neg.evaluation import embedding, figures, ids, ranking
+from inbatch_neg.evaluation.ids import Array
+
+_logger = logging.getLogger("inbatch_neg")
+
+
+class RetrievalEvaluation(keras.callbacks.Callback):
+    """Recall@k, NDCG@k, MRR over the whole catalogue, for a matmul's price.
+
+    ```
+    rank of a target = 1 + #{unseen candidates j other than it: s_j >= s_t}
+    recall@k   = (targets of rank <= k) / (targets)
+    hit_rate@k = 1 if any target has rank <= k, else 0
+    ndcg@k     = sum of 1 / log2(1 + rank) over targets of rank <= k,
+                 divided by the same sum for ranks 1..min(k, targets)
+    mrr        = 1 / (rank of the best target)
+    coverage@k = (candidates in the k best of any query) / (candidates)
+    ```
+
+    each averaged over the queries. A callback for `fit`, which adds the
+    figures to the logs of the epoch under `prefix`, so that `EarlyStopping`
+    or `ModelCheckpoint` can monitor `"val_recall@10"`: put it before them in
+    the list of callbacks. By itself, call it: `evaluation()`. Accuracy within
+    a batch says little about these figures.
+
+    Ties count against a target, also with scores that only float32's rounding
+    tells apart, so that a model that gives every candidate the same vector
+    is not perfect but last. NaN scores count against it too.
+    The targets of a query stand in one list and compete with each other.
+
+    Args:
+        query_model: Model from `queries` to vectors (rows, D). `None`:
+            `queries` are vectors.
+        candidate_model: The same for `candidates`.
+        queries: Array, dict of arrays or dataset of batches, not shuffled, Q
+            rows in all.
+        targets: The ids of each query's targets: (Q,) ids, a list of Q id
+            lists, a ragged tensor, or a scipy sparse matrix (Q, C) whose
+            column j is the j-th candidate. A query without any is left out of
+            the averages. A target that is not in the catalogue stays in the
+            denominator, is never found, and is warned of.
+        candidates: Like `queries`, C rows in all: the whole catalogue.
+        candidate_ids: (C,) integers of up to 64 bits or strings, all
+            different. Defaults to 0..C-1.
+        seen: In the forms of `targets`, the ids that are left out of a
+            query's list. A target of the query stays in though it is seen;
+            ids that are not in the catalogue are ignored.
+        k: Lengths of the list, an integer or several. With a k beyond the
+            catalogue the list is the whole of it. Defaults to (10, 100).
+        batch_size: Rows that a model embeds at a time. Datasets keep their
+            own. Defaults to 4096.
+        prefix: Stands before the names in the logs. Defaults to `"val_"`.
+        verbose: 1 shows the progress of embedding, 0 does not. `"auto"` (the
+            default): as `fit` does.
+        similarity: `"dot"` (the default) or `"cosine"`, the score of two
+            vectors. Scores have 32 bits also under mixed precision.
+        sample_weight: (Q,) numbers of 0 or more, the weight of each query in
+            the averages. Defaults to 1.
+        coverage: Whether to compute coverage@k too. It needs the lists
+            themselves and takes several times as long as all the others.
+            Defaults to False.
+
+    Raises:
+        ValueError, TypeError: for an argument outside of the above, as soon
+            as the sizes are known; if no query has a target, or no target
+            is in the catalogue.
+
+    Example:
+    >>> import numpy as np
+    >>> items = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+    >>> evaluation = RetrievalEvaluation(
+    ...     None, None, items[:2], ["b", "a"], items,
+    ...     candidate_ids=["a", "b", "c"], seen=[["a"], []], k=1,
+    ... )
+    >>> evaluation()
+    {'recall@1': 0.5, 'hit_rate@1': 0.5, 'ndcg@1': 0.5, 'mrr': 0.75}
+
+    References: Järvelin and Kekäläinen 2002, "Cumulated gain-based evaluation
+    of IR techniques" (doi 10.1145/582415.582418); on the whole catalogue
+    rather than sampled candidates: Krichene and Rendle 2020, "On sampled
+    metrics for item recommendation" (doi 10.1145/3394486.3403226).
+
+    Differs from: `tfrs.metrics.FactorizedTopK` and
+    `keras_rs.layers.BruteForceRetrieval` keep the k best of every query; here
+    the scores ahead of a target are counted, nothing is sorted, seen items
+    are left out, and the price does not depend on k.
+    """
+
+    def __init__(
+        self,
+        query_model: keras.Model | None,
+        candidate_model: keras.Model | None,
+        queries: Any,
+        targets: Any,
+        candidates: Any,
+        *,
+        candidate_ids: Any = None,
+        seen: Any = None,
+        k: int | Sequence[int] = (10, 100),
+        batch_size: int = 4096,
+        prefix: str = "val_",
+        verbose: int | str = "auto",
+        similarity: str = "dot",
+        sample_weight: Any = None,
+        coverage: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, tower in (
+            ("query_model", query_model),
+            ("candidate_model", candidate_model),
+        ):
+            if tower is not None and not isinstance(tower, keras.Model):
+                raise TypeError(
+                    f"`{name}` must be a keras.Model, or None for ready "
+                    f"vectors. Received: {name}={tower!r}"
+                )
+        self.query_model, self.candidate_model = query_model, candidate_model
+        self.queries, self.candidates = queries, candidates
+        self.targets = ids.parse("targets", targets)
+        self.seen = None if seen is None else ids.parse("seen", seen)
+        self.candidate_ids = candidate_ids
+        if candidate_ids is not None:
+            self.candidate_ids = ids.as_ids("candidate_ids", candidate_ids)
+        self.k = figures.lengths(k)
+        self.batch_size = arguments.integer("batch_size", batch_size, minimum=1)
+        if not isinstance(prefix, str):
+            raise TypeError(
+                f"`prefix` must be a string. Received: prefix={prefix!r}"
+            )
+        self.prefix = prefix
+        self.verbose = arguments.choice("verbose", verbose, ("auto", 0, 1))
+        self.similarity = arguments.choice(
+            "similarity", similarity, ("dot", "cosine")
+        )
+        self.sample_weight = sample_weight
+        if sample_weight is not None:
+            self.sample_weight = figures.weights(sample_weight)
+        self.coverage = arguments.flag("coverage", coverage)
+        if not len(self.targets.row):
+            raise ValueError(
+                "`targets` must hold at least one target. Received: "
+                f"{self.targets.rows} queries without any"
+            )
+        self._catalogue: ids.Catalogue | None = None
+        self._check_queries(embedding.rows(queries))
+        size = embedding.rows(candidates)
+        if size is not None:
+            self._catalogue_of(size)
+
+    def __call__(self) -> dict[str, float]:
+        """Returns the figures by name, without the prefix."""
+        query = self._embed("query_model", self.queries)
+        candidate = self._embed("candidate_model", self.candidates)
+        embedding.check(query, candidate)
+        self._check_queries(len(query))
+        catalogue = self._catalogue_of(len(candidate))
+        row, place = catalogue.places("targets", self.targets)
+        known = place >= 0
+        if not known.all():
+            self._warn(int(len(known) - known.sum()), len(known))
+        targets = ranking.Places(row[known], place[known])
+        seen = None
+        if self.seen is not None:
+            seen_row, seen_place = catalogue.places("seen", self.seen)
+            here = seen_place >= 0
+            seen = ranking.Places(seen_row[here], seen_place[here])
+            seen = ranking.without(seen, targets, len(candidate))
+        ranks = np.full(len(row), np.inf)
+        ranks[known] = ranking.target_ranks(query, candidate, targets, seen)
+        results = figures.averages(
+            row, ranks, len(query), self.k, self.sample_weight
+        )
+        if self.coverage:
+            lists = ranking.top_k(query, candidate, max(self.k), seen)
+            results |= figures.coverage(lists, len(candidate), self.k)
+        return results
+
+    def top_k(
+        self, queries: Any, k: int, seen: Any = None
+    ) -> tuple[Array, Array]:
+        """Returns the k best candidates of each query, exactly.
+
+        Args:
+            queries: In the form of the constructor's, n rows in all.
+            k: Length of the lists, an integer; at most C are given.
+            seen: Ids that are left out, in the forms of the constructor's.
+
+        Returns:
+            `(scores, ids)`, NumPy arrays (n, min(k, C)), the best first. If
+            `seen` leaves fewer than that, the list ends with scores of -inf,
+            whose ids mean nothing. Of the same score, any may come first.
+        """
+        k = arguments.integer("k", k, minimum=1)
+        query = self._embed("query_model", queries)
+        candidate = self._embed("candidate_model", self.candidates)
+        embedding.check(query, candidate)
+        catalogue = self._catalogue_of(len(candidate))
+        left_out = None
+        if seen is not None:
+            lists = ids.parse("seen", seen)
+            _require_rows("seen", lists.rows, len(query))
+            row, place = catalogue.places("seen", lists)
+            left_out = ranking.Places(row[place >= 0], place[place >= 0])
+        k = min(k, len(candidate))
+        chunks = list(ranking.top_k(query, candidate, k, left_out))
+        scores = np.concatenate([chunk for chunk, _ in chunks])
+        places = np.concatenate([chunk for _, chunk in chunks])
+        if self.candidate_ids is not None:
+            return scores, self.candidate_ids[places]
+        return scores, places
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        """Adds the figures to the logs of the epoch."""
+        results = self()
+        if logs is not None:
+            for name, value in results.items():
+                logs[self.prefix + name] = value
+
+    def _embed(self, model_name: str, features: Any) -> Array:
+        verbose = self.verbose == 1
+        if self.verbose == "auto":
+            verbose = (self.params or {}).get("verbose", 1) == 1
+        found = embedding.embed(
+            model_name,
+            getattr(self, model_name),
+            features,
+            self.batch_size,
+            int(verbose),
+        )
+        if self.similarity == "cosine":
+            return embedding.l2_normalize(found)
+        return found
+
+    def _check_queries(self, queries: int | None) -> None:
+        """Refuses lists that have not one entry per query, if known."""
+        if queries is None:
+            return
+        _require_rows("targets", self.targets.rows, queries)
+        if self.seen is not None:
+            _require_rows("seen", self.seen.rows, queries)
+        if self.sample_weight is not None:
+            _require_rows("sample_weight", len(self.sample_weight), queries)
+
+    def _catalogue_of(self, candidates: int) -> ids.Catalogue:
+        """Returns the ids of so many candidates; refuses another number."""
+        given = self.candidate_ids
+        if given is not None and len(given) != candidates:
+            raise ValueError(
+                "`candidate_ids` must have one id per candidate, "
+                f"{candidates}. Received: {len(given)} ids"
+            )
+        if self._catalogue is None or self._catalogue.size != candidates:
+            self._catalogue = ids.Catalogue(given, candidates)
+        return self._catalogue
+
+    def _warn(self, absent: int, count: int) -> None:
+        if absent == count:
+            raise ValueError(
+                "`targets` must be ids of `candidate_ids` (by default the "
+                "places 0..C-1 of the candidates). Received: none that is, "
+                f"for example {self.targets.ids[0].item()!r}"
+            )
+        _logger.warning(
+            "%d of %d targets are not in the catalogue and count as not found.",
+            absent,
+            count,
+        )
+
+
+def _require_rows(name: str, rows: int, queries: int) -> None:
+    if rows != queries:
+        raise ValueError(
+            f"`{name}` must have one entry per query, {queries}. Received: "
+            f"{rows}"
+        )

@@ -1,0 +1,108 @@
+"""From ranks, or lists, to figures: recall, hit rate, NDCG, MRR, coverage."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from inbatch_neg import arguments
+from inbatch_neg.evaluation.ids import Array
+
+
+def lengths(k: Any) -> tuple[int, ...]:
+    """Returns the argument `k` as a tuple of integers, in rising order."""
+    if isinstance(k, (list, tuple)):
+        if not k:
+            raise ValueError(f"`k` must not be empty. Received: k={k!r}")
+        values = k
+    else:
+        values = [k]
+    return tuple(
+        sorted({arguments.integer("k", one, minimum=1) for one in values})
+    )
+
+
+def weights(sample_weight: Any) -> Array:
+    """Returns the argument `sample_weight` as (Q,) floats."""
+    array = np.asarray(sample_weight)
+    if array.dtype.kind not in "iufb":
+        raise TypeError(
+            f"`sample_weight` must hold numbers. Received: dtype={array.dtype}"
+        )
+    array = array.astype("float64")
+    if array.ndim != 1 or not np.all(np.isfinite(array) & (array >= 0)):
+        raise ValueError(
+            "`sample_weight` must have shape (queries,) and hold finite "
+            f"numbers of 0 or more. Received: shape {array.shape}"
+        )
+    return array
+
+
+def averages(
+    row: Array,
+    ranks: Array,
+    queries: int,
+    k: tuple[int, ...],
+    sample_weight: Array | None,
+) -> dict[str, float]:
+    """Returns {name: average over the queries that have targets}.
+
+    Args:
+        row: (N,) the query of each target.
+        ranks: (N,) floats from 1, infinity if never found.
+        queries: The number of queries.
+        k: Tuple of list lengths.
+        sample_weight: (queries,), or None.
+    """
+    count = np.bincount(row, minlength=queries)
+    weight = np.ones(queries) if sample_weight is None else sample_weight
+    weight = np.where(count > 0, weight, 0.0)
+    if not weight.sum():
+        raise ValueError(
+            "`sample_weight` must not be 0 for every query that has targets."
+        )
+    total = weight.sum()
+
+    # Divisors of queries without targets, whose weight is 0.
+    count = np.maximum(count, 1)
+    gains = 1.0 / np.log2(1.0 + ranks)
+    ideal = np.cumsum(1.0 / np.log2(np.arange(2, max(k[-1], 1) + 2)))
+
+    def per_query(values: Array) -> Array:
+        return np.bincount(row, weights=values, minlength=queries)
+
+    def average(values: Array) -> float:
+        return float(weight @ values / total)
+
+    results = {}
+    for length in k:
+        found = ranks <= length
+        hits = per_query(found)
+        best_gain = ideal[np.minimum(count, length) - 1]
+        gain = per_query(np.where(found, gains, 0.0))
+        results[f"recall@{length}"] = average(hits / count)
+        results[f"hit_rate@{length}"] = average(hits > 0)
+        results[f"ndcg@{length}"] = average(gain / best_gain)
+    reciprocal = np.zeros(queries)
+    np.maximum.at(reciprocal, row, 1.0 / ranks)
+    results["mrr"] = average(reciprocal)
+    return results
+
+
+def coverage(
+    lists: Iterable[tuple[Array, Array]], candidates: int, k: tuple[int, ...]
+) -> dict[str, float]:
+    """Returns {name: share of the candidates that are in any list}.
+
+    Args:
+        lists: Iterable of `(scores, places)`, places (R, k[-1]), -1 for none.
+        candidates: The number of candidates.
+        k: Tuple of list lengths, in rising order.
+    """
+    # One more for "none". The best position that a candidate has anywhere.
+    best = np.full(candidates + 1, np.iinfo("int64").max)
+    for _, places in lists:
+        position = np.broadcast_to(np.arange(places.shape[1]), places.shape)
+        np.minimum.at(best, places.reshape(-1), position.reshape(-1))
+    best = best[:-1]
+    return {f"coverage@{length}": float(np.mean(best < length)) for length in k}

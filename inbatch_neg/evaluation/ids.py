@@ -1,0 +1,186 @@
+"""Lists of ids, one per query, and the catalogue that they are looked up in.
+
+On the host, in NumPy: ids may be strings or use all 64 bits, which not every
+backend has.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+
+_FORMS = (
+    "one id per query (an array), a list of id lists, a ragged tensor or a "
+    "scipy sparse matrix with a column per candidate"
+)
+
+
+class IdLists(NamedTuple):
+    """Lists of ids, laid end to end.
+
+    Attributes:
+        row: (N,) the query of each entry, in rising order.
+        ids: (N,) integers or strings.
+        rows: The number of queries.
+        are_places: Whether `ids` are places in the catalogue already.
+    """
+
+    row: Array
+    ids: Array
+    rows: int
+    are_places: bool = False
+
+
+def parse(name: str, value: Any) -> IdLists:
+    """Returns the argument called `name` as `IdLists`."""
+    if hasattr(value, "tocsr"):
+        matrix = value.tocsr(copy=True)
+        matrix.sum_duplicates()
+        matrix.eliminate_zeros()
+        row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+        return IdLists(
+            row, matrix.indices.astype("int64"), matrix.shape[0], True
+        )
+    if hasattr(value, "row_splits"):
+        if value.values.shape.rank != 1:
+            raise ValueError(
+                f"`{name}` must be {_FORMS}. Received: a ragged tensor of "
+                f"shape {tuple(value.shape)}"
+            )
+        splits = _array(value.row_splits)
+        row = np.repeat(np.arange(len(splits) - 1), np.diff(splits))
+        return IdLists(row, as_ids(name, value.values), len(splits) - 1)
+    if hasattr(value, "to_numpy"):
+        value = value.to_numpy()
+    if _is_nested(value):
+        lists = [_array(one).reshape(-1) for one in value]
+        row = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
+        filled = [one for one in lists if len(one)]
+        ids = np.concatenate(filled) if filled else np.zeros(0, "int64")
+        return IdLists(row, as_ids(name, ids), len(lists))
+    array = _array(value)
+    if array.ndim not in (1, 2):
+        raise ValueError(
+            f"`{name}` must be {_FORMS}. Received: {name}.shape={array.shape}"
+        )
+    rows, length = len(array), array.size // max(len(array), 1)
+    row = np.repeat(np.arange(rows), length)
+    return IdLists(row, as_ids(name, array.reshape(-1)), rows)
+
+
+class Catalogue:
+    """The ids of the candidates, and the place of each.
+
+    Args:
+        ids: (C,) integers or strings, all different. `None`: 0..C-1.
+        size: C.
+    """
+
+    def __init__(self, ids: Array | None, size: int) -> None:
+        self.ids, self.size = ids, size
+        if ids is not None:
+            self._order = np.argsort(ids, kind="stable")
+            self._sorted = ids[self._order]
+            twice = self._sorted[1:][self._sorted[1:] == self._sorted[:-1]]
+            if len(twice):
+                raise ValueError(
+                    "`candidate_ids` must all be different, since a target "
+                    "has one rank. Fix: keep the rows that "
+                    "`np.unique(candidate_ids, return_index=True)` names. "
+                    f"Received: {twice[0].item()!r} more than once"
+                )
+
+    def places(self, name: str, lists: IdLists) -> tuple[Array, Array]:
+        """Returns `(row, place)` (N,), place -1 for an id that is not here.
+
+        Each place is there once a row; sorted by row, then by place.
+        """
+        if lists.are_places or self.ids is None:
+            if lists.ids.dtype.kind == "U":
+                raise TypeError(
+                    f"`{name}` must hold the integers 0..{self.size - 1} if "
+                    "`candidate_ids` is None. Received: strings"
+                )
+            inside = (lists.ids >= 0) & (lists.ids < self.size)
+            place = np.where(inside, lists.ids, -1).astype("int64")
+        else:
+            place = self._look_up(name, lists.ids)
+        # Absent ids are different ones, so none of them is dropped.
+        absent = place < 0
+        different = np.unique(lists.row[~absent] * self.size + place[~absent])
+        row = np.concatenate([different // self.size, lists.row[absent]])
+        place = np.concatenate([different % self.size, place[absent]])
+        order = np.argsort(row, kind="stable")
+        return row[order], place[order]
+
+    def _look_up(self, name: str, ids: Array) -> Array:
+        text = self._sorted.dtype.kind == "U"
+        if len(ids) == 0:
+            return np.zeros(0, "int64")
+        if text != (ids.dtype.kind == "U"):
+            raise TypeError(
+                f"`{name}` and `candidate_ids` must both hold integers or "
+                f"both strings. Received: dtypes {ids.dtype} and "
+                f"{self._sorted.dtype}"
+            )
+        known = np.ones(len(ids), bool)
+        sorted_ids = self._sorted
+        if not text and ids.dtype.kind != sorted_ids.dtype.kind:
+            # NumPy would compare uint64 with int64 as floats, which merge
+            # large ids. Ids of both kinds are equal below 2^63 alone.
+            known = ids <= 2**63 - 1
+            ids = np.where(known, ids, 0).astype("int64")
+            if sorted_ids.dtype.kind == "u":
+                fits = sorted_ids <= 2**63 - 1
+                sorted_ids = sorted_ids[fits].astype("int64")
+                if not len(sorted_ids):
+                    return np.full(len(ids), -1, "int64")
+        at = np.searchsorted(sorted_ids, ids)
+        at = np.minimum(at, len(sorted_ids) - 1)
+        found = known & (sorted_ids[at] == ids)
+        return np.where(found, self._order[at], -1)
+
+
+def as_ids(name: str, values: Any) -> Array:
+    """Returns (N,) integers or strings; refuses everything else."""
+    array = _array(values)
+    if array.dtype.kind == "O" and len(array):
+        one = array[0]
+        if isinstance(one, bytes):
+            array = array.astype("S")
+        elif isinstance(one, str):
+            array = array.astype("U")
+        else:
+            array = np.asarray(array.tolist())
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8")
+    if array.size == 0:
+        return array.astype("int64")
+    if array.dtype.kind not in "iuU":
+        raise TypeError(
+            f"`{name}` must hold integers or strings, since floats merge "
+            f"large ids. Received: dtype={array.dtype}"
+        )
+    return array
+
+
+def _is_nested(value: Any) -> bool:
+    if isinstance(value, np.ndarray) and value.dtype.kind != "O":
+        return False
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        return False
+    return any(
+        isinstance(one, (list, tuple, set)) or getattr(one, "ndim", 0) == 1
+        for one in value
+    )
+
+
+def _array(value: Any) -> Array:
+    if isinstance(value, set):
+        value = sorted(value)
+    if keras.ops.is_tensor(value):
+        return np.asarray(keras.ops.convert_to_numpy(value))
+    return np.asarray(value)

@@ -1,0 +1,206 @@
+"""A tower that takes its rows in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import keras
+from keras import tree
+
+from inbatch_neg import arguments
+from inbatch_neg.backends import backend, keras_internals
+from inbatch_neg.backends.tower_call import TowerCall
+
+Tensor: TypeAlias = Any
+
+
+@keras.saving.register_keras_serializable(package="inbatch_neg")
+class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
+    """A tower with the activations of `chunk_size` rows in memory.
+
+    ```
+    outputs = concatenate(tower(inputs[0:c]), tower(inputs[c:2c]), ...)
+    ```
+
+    Outputs and gradients are those of `tower` on the whole batch. The outputs
+    alone are kept; the backward pass runs the tower again, chunk by chunk.
+    Use it when the activations of a tower, not the scores, limit the batch:
+    `item_vec = ChunkedTower(item_tower, chunk_size=256)(item_features)`. One
+    such layer may be called twice, as for a shared encoder.
+
+    The tower must treat each row by itself. Its weights are its own, with the
+    same paths, so `tower.save_weights`, `tower.export` and `tower(...)` work
+    as without this layer.
+
+    State goes from chunk to chunk, in order. A random layer draws anew for
+    each chunk, and the same in the second run of a chunk.
+    `BatchNormalization` has the statistics of a chunk, and its moving averages
+    move once a chunk. Random numbers must come from `keras.random` (on
+    PyTorch, `torch` too).
+
+    Args:
+        tower: A Keras layer or model. Its inputs, a tensor or a nest (dict,
+            list, tuple), and its outputs have one entry per row.
+        chunk_size: Integer of 1 or more, the rows that are run at a time; on
+            each device, if there are several. The last chunk may be smaller.
+            Defaults to 256.
+
+    Raises:
+        TypeError: for a `tower` that is no Keras layer, a `chunk_size` that is
+            no integer, or a `dtype`, which is that of the tower; in the call,
+            for ragged or sparse inputs.
+        ValueError: for a `chunk_size` below 1; in the call, for inputs or
+            outputs with another number of rows, for a tower that calls
+            `add_loss`, has an `activity_regularizer` or assigns a trainable
+            weight.
+
+    Example:
+    >>> import keras, numpy as np
+    >>> tower = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    >>> rows = np.random.default_rng(0).normal(size=(10, 3)).astype("float32")
+    >>> chunked = ChunkedTower(tower, chunk_size=4)
+    >>> np.allclose(np.asarray(chunked(rows)), np.asarray(tower(rows)))
+    True
+
+    References: Gao et al. 2021, "Scaling deep contrastive learning batch size
+    under memory limited setup" (arXiv 2101.06983); Chen et al. 2016,
+    "Training deep nets with sublinear memory cost" (arXiv 1604.06174).
+
+    Differs from: `keras.RematScope`, which runs each layer again on the whole
+    batch; `CachedMultipleNegativesRankingLoss` of sentence-transformers, which
+    has the tower inside of the loss and runs on PyTorch alone.
+    """
+
+    def __init__(
+        self, tower: keras.Layer, chunk_size: int = 256, **kwargs: Any
+    ) -> None:
+        if not isinstance(tower, keras.Layer):
+            raise TypeError(
+                "`tower` must be a Keras layer or model. "
+                f"Received: tower={tower!r}"
+            )
+        if "dtype" in kwargs:
+            raise TypeError(
+                "`dtype` must be given to the tower: this layer computes "
+                f"nothing by itself. Received: dtype={kwargs['dtype']!r}"
+            )
+        # The tower casts its inputs and weights by its own policy.
+        super().__init__(autocast=False, dtype="float32", **kwargs)
+        self.tower = tower
+        self.chunk_size = arguments.integer("chunk_size", chunk_size, minimum=1)
+        self.supports_masking = True
+
+    def call(
+        self, inputs: Any, mask: Any = None, training: bool | None = None
+    ) -> Any:
+        """Returns the outputs of the tower.
+
+        Args:
+            inputs: Nest of tensors (B, ...), as the tower takes it.
+            mask: Nest of the masks of `inputs`. Defaults to those that are
+                attached to them.
+            training: As for the tower.
+        """
+        with backend.restore_model_state():
+            self._check_rows(inputs)
+            call = TowerCall(self.tower, inputs, mask, training)
+            if keras_internals.in_symbolic_call():
+                return call.pack(call((), call.rows)[0])
+            if not self.tower.built:
+                call((), [x[:1] for x in call.rows])
+            outputs, state = backend.run_in_chunks(call, self.chunk_size)
+            for variable, value in state:
+                variable.assign(value)
+            return call.pack(outputs)
+
+    def compute_output_spec(
+        self, inputs: Any, mask: Any = None, training: bool | None = None
+    ) -> Any:
+        """Returns the symbolic outputs."""
+        rows = self._check_rows(inputs)
+        size = self.chunk_size if rows is None else min(rows, self.chunk_size)
+
+        def chunk(x: Any) -> Any:
+            if x is None:
+                return None
+            return keras.KerasTensor((size, *x.shape[1:]), dtype=x.dtype)
+
+        # Of a known number of rows, so that other rows in the outputs show.
+        outputs = super().compute_output_spec(
+            tree.map_structure(chunk, inputs),
+            mask=tree.map_structure(chunk, mask),
+            training=training,
+        )
+        return tree.map_structure(
+            lambda x: keras.KerasTensor((rows, *x.shape[1:]), dtype=x.dtype),
+            outputs,
+        )
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        """Returns None: the outputs have the masks of the tower already."""
+        return None
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        config = super().get_config()
+        del config["dtype"]
+        config.update(
+            tower=keras.saving.serialize_keras_object(self.tower),
+            chunk_size=self.chunk_size,
+        )
+        return config
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> ChunkedTower:
+        """Returns the layer, with a tower of its own."""
+        tower = keras.saving.deserialize_keras_object(
+            config["tower"], custom_objects=custom_objects
+        )
+        return cls(**{**config, "tower": tower})
+
+    def _check_rows(self, inputs: Any) -> int | None:
+        """Returns the number of rows, None if unknown."""
+        known = {}
+        for name, x in _named("inputs", inputs):
+            received = f"Received: {name} of shape {tuple(x.shape)}"
+            is_symbolic = keras.backend.is_keras_tensor(x)
+            if is_symbolic:
+                dense = not (x.sparse or getattr(x, "ragged", False))
+            else:
+                dense = backend.is_dense(x)
+            if not dense:
+                raise TypeError(
+                    "`inputs` must be dense tensors, since rows are cut from "
+                    "them. Make ragged or sparse ones dense before, with "
+                    "padding and a mask, or inside of the tower. "
+                    f"Received: {name}, which is sparse or ragged"
+                )
+            if len(x.shape) == 0:
+                raise ValueError(
+                    f"`inputs` must have one entry per row. {received}"
+                )
+            if isinstance(x.shape[0], int):
+                known[name] = x.shape[0]
+        if len(set(known.values())) > 1:
+            raise ValueError(
+                "`inputs` must have the same number of rows. Received: "
+                + ", ".join(f"{k}: {v} rows" for k, v in known.items())
+            )
+        return next(iter(known.values()), None)
+
+
+def _named(name: str, nest: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yields the names and the tensors of a nest."""
+    if isinstance(nest, dict):
+        nest = nest.items()
+    elif isinstance(nest, (list, tuple)):
+        nest = enumerate(nest)
+    else:
+        if nest is not None:
+            yield name, nest
+        return
+    for key, value in nest:
+        yield from _named(f"{name}[{key!r}]", value)

@@ -1,0 +1,301 @@
+"""Candidates of earlier batches, as further negatives for this one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from inbatch_neg import arguments
+from inbatch_neg.backends import Tensor, backend, keras_internals
+from inbatch_neg.layers import replicas
+from inbatch_neg.softmax.batch import Batch
+
+Shape = Sequence[int | None]
+
+
+@keras.saving.register_keras_serializable(package="inbatch_neg")
+class CrossBatchMemory(keras.layers.Layer):
+    """Appends the last `capacity` candidates to those of the batch.
+
+    ```
+    candidate = [this batch (B, D); stored (capacity, D)]
+    stored   <- the first `capacity` rows of it, in training
+    ```
+
+    More negatives than the batch has, at the cost of their scores alone: the
+    stored rows are what the tower gave them when their batch came, and get no
+    gradient. Worth it where a batch cannot be larger, and once the tower
+    changes slowly. Goes between the candidate tower and the softmax:
+    `softmax(query, **memory(candidate, candidate_ids=ids))`.
+
+    Give the ids, and the softmax leaves out the stale copies of a row's own
+    item. Without them they stay in, as negatives of their own item.
+
+    With several replicas the memory is the same on each and holds the global
+    batches. Each replica appends its own share of it, `capacity` divided by
+    the number of replicas: `InBatchNegativeSoftmax(cross_replica=True)` joins
+    these again, so that every row is stored and counted once.
+
+    Args:
+        capacity: Integer, the rows to store: at least those of a batch, the
+            global one if there are replicas, and a multiple of their number.
+        warmup_steps: Integer of 0 or more. For that many training steps the
+            stored rows are masked, while the tower still changes fast.
+            Defaults to 0.
+
+    Raises:
+        ValueError, TypeError: for an argument outside of the above, and in
+            the call for tensors that do not fit, or that are given in one
+            call and not in another.
+
+    Example:
+    >>> import numpy as np
+    >>> memory = CrossBatchMemory(capacity=4)
+    >>> batch = np.eye(2, dtype="float32")
+    >>> for ids in np.array([[1, 2], [3, 4]]):
+    ...     kept = memory(batch, candidate_ids=ids, training=True)
+    >>> np.asarray(kept["candidate_ids"]).tolist()
+    [3, 4, 1, 2, 0, 0]
+    >>> np.asarray(kept["candidate_mask"]).tolist()  # two slots are empty
+    [True, True, True, True, False, False]
+
+    References: Wang et al. 2020, "Cross-batch memory for embedding learning"
+    (arXiv 1912.06798); Wang et al. 2021, "Cross-batch negative sampling for
+    training two-tower recommenders" (arXiv 2110.15154).
+
+    Differs from: the queue of MoCo, which starts as random vectors and serves
+    these as negatives; here empty slots take no part.
+    """
+
+    def __init__(
+        self, capacity: int, *, warmup_steps: int = 0, **kwargs: Any
+    ) -> None:
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        self.capacity = arguments.integer("capacity", capacity, minimum=1)
+        self.warmup_steps = arguments.integer(
+            "warmup_steps", warmup_steps, minimum=0
+        )
+
+    def build(
+        self,
+        candidate_shape: Shape,
+        candidate_ids_shape: Shape | None = None,
+        candidate_sampling_probability_shape: Shape | None = None,
+    ) -> None:
+        """Creates the slots, all of them empty."""
+        if len(candidate_shape) != 2 or candidate_shape[1] is None:
+            with backend.restore_model_state():
+                raise ValueError(
+                    "`candidate` must have shape (rows, dimensions), with "
+                    "known dimensions. Received: "
+                    f"candidate.shape={tuple(candidate_shape)}"
+                )
+        options = {
+            "trainable": False,
+            "autocast": False,
+            "aggregation": "only_first_replica",
+        }
+        for name in ("filled", "steps"):
+            count = self.add_weight(
+                name=name,
+                shape=(),
+                dtype="int32",
+                initializer="zeros",
+                **options,
+            )
+            setattr(self, f"_{name}", count)
+        slots = {"candidate": (candidate_shape[1:], self.variable_dtype)}
+        if candidate_ids_shape is not None:
+            slots["candidate_ids"] = ((), backend.widest_integer())
+        if candidate_sampling_probability_shape is not None:
+            slots["candidate_sampling_probability"] = ((), "float32")
+        self._stored = {
+            name: self.add_weight(
+                name=name,
+                shape=(self.capacity, *rest),
+                dtype=dtype,
+                # Empty slots are masked, but a probability is never 0.
+                initializer="ones" if "probability" in name else "zeros",
+                **options,
+            )
+            for name, (rest, dtype) in slots.items()
+        }
+        self.built = True
+
+    def call(
+        self,
+        candidate: Tensor,
+        candidate_ids: Tensor = None,
+        candidate_sampling_probability: Tensor = None,
+        training: bool | None = None,
+    ) -> dict[str, Tensor]:
+        """Returns the candidates of the batch and of the memory.
+
+        Args:
+            candidate: (B, D) floats, B at most `capacity`. B may change.
+            candidate_ids: (B,) integers (strings too on TensorFlow), in every
+                call or in none.
+            candidate_sampling_probability: (B,) floats in (0, 1], in every
+                call or in none. The softmax says what becomes of others.
+            training: Whether the batch enters the memory, after having met
+                it. `fit` says so by itself; a subclassed model must take
+                `training` and pass it on. Other calls see the stored rows,
+                so that losses compare, and store nothing.
+
+        Returns:
+            A dict of arguments of `InBatchNegativeSoftmax`, with the C = B +
+            capacity rows of the batch, then of the memory, newest batch
+            first; with R replicas, of capacity / R rows of the memory.
+            `candidate`: (C, D), in the layer's variable dtype.
+            `candidate_ids` and `candidate_sampling_probability`: (C,), where
+            given; ids as the widest integers there are, strings as their
+            hashes. `candidate_mask`: (C,) bools, False where a slot is empty,
+            and for all slots during the warm-up.
+        """
+        batch = Batch(
+            candidate=candidate,
+            candidate_ids=candidate_ids,
+            candidate_sampling_probability=candidate_sampling_probability,
+        )
+        with backend.restore_model_state():
+            if keras_internals.in_symbolic_call():
+                if not backend.symbolic_call_sees_means():
+                    self._check(batch)
+                return self._zeros_of_output_shapes(batch)
+            batch = arguments.to_tensors(batch)
+            if training:
+                batch = replicas.check_same_shapes(batch)
+            self._check(batch)
+            batch = batch._replace(candidate=self._fitting(batch.candidate))
+            return self._with_memory(batch, training)
+
+    def _with_memory(
+        self, batch: Batch, training: bool | None
+    ) -> dict[str, Tensor]:
+        """Returns the candidates of a checked batch and of the memory."""
+        own, result = {}, {}
+        for name, stored in self._stored.items():
+            tensor = getattr(batch, name)
+            if name == "candidate_ids":
+                tensor = backend.hash_strings(tensor)
+            own[name] = ops.cast(tensor, stored.dtype)
+            shard = replicas.local_shard(ops.stop_gradient(stored))
+            result[name] = ops.concatenate([own[name], shard])
+        slots = ops.arange(self.capacity, dtype="int32")
+        used = ops.logical_and(
+            slots < self._filled, self._steps >= self.warmup_steps
+        )
+        mask = ops.ones((batch.candidates,), "bool")
+        result["candidate_mask"] = ops.concatenate(
+            [mask, replicas.local_shard(used)]
+        )
+        if training:
+            self._store(replicas.gather(own))
+        return result
+
+    def _store(self, batch: dict[str, Tensor]) -> None:
+        for name, stored in self._stored.items():
+            newest = ops.slice(
+                ops.concatenate([batch[name], stored]),
+                [0] * len(stored.shape),
+                stored.shape,
+            )
+            stored.assign(ops.stop_gradient(newest))
+        rows = ops.cast(ops.shape(batch["candidate"])[0], "int32")
+        filled = self._filled + rows
+        self._filled.assign(ops.minimum(filled, self.capacity))
+        # Stays where it is after the warm-up, and cannot overflow.
+        self._steps.assign(ops.minimum(self._steps + 1, self.warmup_steps))
+
+    def _check(self, batch: Batch) -> None:
+        arguments.vectors(batch.candidate, batch.candidate)
+        arguments.check_candidate_fields(
+            batch, batch.candidate.shape[0], backend
+        )
+        for name in ("candidate_ids", "candidate_sampling_probability"):
+            value = getattr(batch, name)
+            if (value is None) == (name in self._stored):
+                first, now = ("with", "without")[:: 1 if value is None else -1]
+                raise ValueError(
+                    f"`{name}` must be given in every call or in none: the "
+                    f"memory of `{self.name}` was built {first} it. Received: "
+                    f"a call {now} it"
+                )
+
+    def _fitting(self, candidate: Tensor) -> Tensor:
+        """Returns the candidates, refused if the memory cannot hold them."""
+        rule = (
+            "`capacity` must be at least the number of rows of a batch, the "
+            "global one if there are replicas, or its own rows would not fit. "
+            f"Make it a multiple of them. Received: capacity={self.capacity}"
+        )
+        share = self._share()
+        rows = candidate.shape[0]
+        if rows is not None and rows > share:
+            raise ValueError(
+                f"{rule}, candidate.shape={tuple(candidate.shape)}, "
+                f"replicas: {self.capacity // share}"
+            )
+        return backend.ensure_at_most_rows(candidate, share, rule)
+
+    def _share(self) -> int:
+        """Returns how many stored rows each replica appends."""
+        count = backend.replica_count()
+        if self.capacity % count:
+            raise ValueError(
+                "`capacity` must be a multiple of the number of replicas, "
+                "each of which serves its part of the memory. "
+                f"Received: capacity={self.capacity}, replicas: {count}"
+            )
+        return self.capacity // count
+
+    def _zeros_of_output_shapes(self, batch: Batch) -> dict[str, Tensor]:
+        """Returns zeros, while only the outputs' shapes are asked for."""
+        rows = batch.candidates + self._share()
+        return {
+            name: ops.zeros((rows, *rest), dtype)
+            for name, (rest, dtype) in self._outputs().items()
+        }
+
+    def _outputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Returns the shape of a row and the dtype of every output."""
+        outputs = {
+            name: (tuple(stored.shape[1:]), stored.dtype)
+            for name, stored in self._stored.items()
+        }
+        return {**outputs, "candidate_mask": ((), "bool")}
+
+    def compute_output_spec(
+        self,
+        candidate: Tensor,
+        candidate_ids: Tensor = None,
+        candidate_sampling_probability: Tensor = None,
+        training: bool | None = None,
+    ) -> dict[str, keras.KerasTensor]:
+        """Returns the dict of symbolic outputs."""
+        self._check(
+            Batch(
+                candidate=candidate,
+                candidate_ids=candidate_ids,
+                candidate_sampling_probability=candidate_sampling_probability,
+            )
+        )
+        rows = candidate.shape[0]
+        if rows is not None:
+            with keras.SymbolicScope():  # in which a strategy's replicas count
+                self._fitting(candidate)
+                rows += self._share()
+        return {
+            name: keras.KerasTensor((rows, *rest), dtype=dtype)
+            for name, (rest, dtype) in self._outputs().items()
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "capacity": self.capacity,
+            "warmup_steps": self.warmup_steps,
+        }

@@ -1,0 +1,359 @@
+"""The layer: checks the batch, chooses the negatives, calls the maths."""
+
+import inspect
+from typing import Any
+
+import keras
+from keras import ops
+
+from inbatch_neg import arguments
+from inbatch_neg.backends import Tensor, backend, keras_internals
+from inbatch_neg.backends.base import Size
+from inbatch_neg.layers import replicas
+from inbatch_neg.layers.batch_size import BatchSize
+from inbatch_neg.layers.negative_sampling import NegativeSampling
+from inbatch_neg.layers.temperature import Temperature, from_config
+from inbatch_neg.softmax import exact
+from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.scoring import cross_entropy_with_first
+
+
+@keras.saving.register_keras_serializable(package="inbatch_neg")
+class InBatchNegativeSoftmax(keras.layers.Layer):
+    """Softmax of each row's positive among the other rows' candidates.
+
+    ```
+    s_ij   = <query_i, candidate_j> / temperature - log q_j
+    loss_i = weight_i * (logsumexp over j of s_ij - s_ii)
+    ```
+
+    Ends a two-tower model that is trained on positive pairs alone: row i of
+    the candidates is the positive of query i, the other rows are its
+    negatives. Losses and gradients are exact and the B x C matrix of scores is
+    never kept, so a batch of tens of thousands fits. Train with
+    `InBatchNegativeLoss`.
+
+    Args:
+        num_negatives: How many of the B - 1 in-batch negatives of a row take
+            part, an integer below B. `None` (the default): all.
+        sampling: How `num_negatives` are chosen. `"rotation"` (the default):
+            that many distinct shifts of the batch, the same for all rows,
+            drawn afresh at every step; the extra candidates all take part.
+            `"hardest"`: the highest-scoring of all negatives of the row that
+            are not left out, of equal ones the first.
+        temperature: Number above 0, divides the scores. Below 1 for
+            normalised towers (0.05 to 0.2). Defaults to 1.0. `"learned"`: a
+            weight, stored as the logarithm of its inverse, that begins at
+            0.07 and stays at 0.01 or above. A scalar `keras.Variable`: yours,
+            saved with the layer; it trains if it is trainable, and
+            `layer.temperature = value` sets it between two steps.
+        symmetric: Whether the loss is the mean of the above and of the
+            softmax of each candidate's query among the other queries. Masks
+            by ids go with both directions, probabilities, `candidate_mask`
+            and extra candidates with the first alone. Takes twice the time.
+        cross_replica: Whether a row's negatives are the candidates of the
+            global batch, those of every replica under a `tf.distribute`
+            strategy, `keras.distribution` on JAX, or `torch.distributed`.
+            The result is then that of one device with the global batch.
+            Without any of these it changes nothing.
+        batch_size: The number of rows of every batch, 2 or more. `None` (the
+            default): that of the first batch, training and inference counted
+            apart. `"any"`: not checked, every size of 2 or more works.
+        return_logits: Whether to return the logits, (B, 1 + K), instead of
+            the losses, (B,). Takes O(BK) memory.
+        seed: Integer that makes the shifts reproducible. `None` (the
+            default): different ones at every run.
+
+    Raises:
+        ValueError, TypeError: for an argument outside of the above.
+        PartialBatchError: (a `ValueError`) in the call, for a batch of another
+            size, of unknown size on TensorFlow, or of one row.
+
+    Example:
+    >>> import numpy as np
+    >>> user_vec = item_vec = np.eye(3, dtype="float32")
+    >>> softmax = InBatchNegativeSoftmax(temperature=0.5)
+    >>> print(np.asarray(softmax(user_vec, item_vec)).round(4))
+    [0.2395 0.2395 0.2395]
+    >>> same_item = np.array([7, 7, 8])  # row 0's item is no negative of row 1
+    >>> loss = softmax(user_vec, item_vec, candidate_ids=same_item)
+    >>> print(np.asarray(loss).round(4))
+    [0.1269 0.1269 0.2395]
+
+    References: Yi et al. 2019, "Sampling-bias-corrected neural modeling for
+    large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996);
+    for the symmetric loss and the learned temperature, Radford et al. 2021,
+    "Learning transferable visual models from natural language supervision"
+    (arXiv 2103.00020).
+
+    Differs from: `tfrs.tasks.Retrieval` and the `keras_rs` retrieval layers
+    keep the B x C matrix, clip q at 1e-6 and take a partial batch as it
+    comes.
+    """
+
+    def __init__(
+        self,
+        num_negatives: int | None = None,
+        *,
+        sampling: str = "rotation",
+        temperature: float | str | keras.Variable = 1.0,
+        symmetric: bool = False,
+        cross_replica: bool = False,
+        batch_size: int | str | None = None,
+        return_logits: bool = False,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Autocasting would round probabilities to half precision.
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        self._negatives = NegativeSampling(num_negatives, sampling)
+        self._temperature = Temperature(self, temperature, self._maths_dtype)
+        # A variable is tracked as an attribute of the layer.
+        self._temperature_variable = self._temperature.variable
+        self.symmetric = arguments.flag("symmetric", symmetric)
+        self.cross_replica = arguments.flag("cross_replica", cross_replica)
+        self.return_logits = arguments.flag("return_logits", return_logits)
+        if self.symmetric and self.return_logits:
+            raise ValueError(
+                "`symmetric=True` has two tables of logits, so it cannot go "
+                "with `return_logits=True`. Use two layers, or the losses."
+            )
+        self._batch_size = BatchSize(batch_size)
+        if self.sampling == "rotation" and not self.cross_replica:
+            self._negatives.check_rows(self._batch_size.rows)
+        if seed is not None:
+            seed = arguments.integer(
+                "seed", seed, minimum=0, otherwise=" or None"
+            )
+        self.seed = seed
+        if self._negatives.is_random:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+
+    @property
+    def num_negatives(self) -> int | None:
+        """How many in-batch negatives a row keeps, None for all."""
+        return self._negatives.num_negatives
+
+    @property
+    def sampling(self) -> str:
+        """How `num_negatives` are chosen."""
+        return self._negatives.sampling
+
+    @property
+    def batch_size(self) -> int | str | None:
+        """The `batch_size` that the layer was constructed with."""
+        return self._batch_size.declared
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """What divides the scores: a float, or a scalar tensor.
+
+        One that was given as a `keras.Variable` may be set between steps,
+        also of a model that is compiled: on JAX in `on_epoch_begin`.
+        """
+        return self._temperature()
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._temperature.set(value)
+
+    def call(
+        self,
+        query: Tensor,
+        candidate: Tensor,
+        candidate_ids: Tensor = None,
+        query_ids: Tensor = None,
+        candidate_sampling_probability: Tensor = None,
+        candidate_mask: Tensor = None,
+        sample_weight: Tensor = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        """Returns the losses, or the logits, of a batch.
+
+        Args:
+            query: (B, D) floats.
+            candidate: (C, D) floats, C of B or more. Row i is the positive
+                of query i; rows B and up are extra negatives for every row.
+            candidate_ids: (C,) integers (strings too on TensorFlow). A
+                negative with the id of the row's positive is left out.
+            query_ids: (B,) integers or strings. A negative that is the
+                positive of a row with the same query id is left out.
+            candidate_sampling_probability: (C,) floats in (0, 1], how likely
+                the candidate is in a given row; a probability, no logarithm.
+                Values below 1.2e-38, zero included, count as 1.2e-38.
+            candidate_mask: (C,) bools. False leaves that candidate out of
+                everybody's negatives. A row's own positive always stays.
+            sample_weight: (B,) numbers, multiply the losses. With
+                `return_logits=True` give them to `fit` instead.
+            training: Whether gradients will be wanted. `fit` says so by
+                itself; in a loop of your own pass `training=True`, or the
+                gradients cost a second walk.
+
+        Returns:
+            (B,) losses, float32 (float64 if that is the layer's dtype). A row
+            without any negative left has loss 0. Or, with
+            `return_logits=True`, (B, 1 + K): the positive, the in-batch
+            negatives in rotation order (all of them: column j is candidate
+            (i + j) mod B), the extra candidates; or the positive and the
+            hardest negatives in falling order. -1e30 where left out.
+        """
+        batch = Batch(
+            query,
+            candidate,
+            candidate_ids,
+            query_ids,
+            candidate_sampling_probability,
+            candidate_mask,
+            sample_weight,
+        )
+        with backend.restore_model_state():
+            if keras_internals.in_symbolic_call():
+                return self._zeros_of_output_shape(batch)
+            return self._both_directions(
+                self._checked(batch, training), training
+            )
+
+    def _checked(self, batch: Batch, training: bool | None) -> Batch:
+        """Returns the batch as tensors, if it is full and they fit."""
+        batch = arguments.to_tensors(batch)
+        if self.cross_replica:
+            batch = replicas.check_same_shapes(batch)
+        self._check(batch)
+        self._batch_size.check(self.name, tuple(batch.query.shape), training)
+        batch = Batch(
+            *backend.ensure_rows(
+                batch,
+                self._batch_size.rows,
+                lambda: self._batch_size.error(self.name),
+                self._batch_size.label,
+            )
+        )
+        return batch.cast(self._maths_dtype)
+
+    def _both_directions(self, batch: Batch, training: bool | None) -> Tensor:
+        """Returns the losses, or the logits, of a checked batch."""
+        losses = self._one_direction(batch, training)
+        if self.symmetric:
+            reverse = self._one_direction(batch.reverse(), training)
+            losses = 0.5 * (losses + reverse)
+        return losses
+
+    def _one_direction(self, batch: Batch, training: bool | None) -> Tensor:
+        """Returns the losses, or the logits, of the queries of the batch."""
+        uniform = None
+        if self._negatives.is_random:
+            uniform = keras.random.uniform(
+                (self.num_negatives,), seed=self.seed_generator
+            )
+
+        def maths(batch: Batch, in_batch: Size, uniform: Tensor) -> Tensor:
+            if self.num_negatives is None and not self.return_logits:
+                return exact.batch_loss(
+                    batch,
+                    self.temperature,
+                    with_gradients=bool(training),
+                )
+            return self._from_logits(batch, in_batch, uniform)
+
+        if self.cross_replica:
+            return replicas.run(maths, batch, uniform)
+        return maths(batch, batch.rows, uniform)
+
+    def _from_logits(
+        self, batch: Batch, in_batch: Size, uniform: Tensor
+    ) -> Tensor:
+        """Returns the logits, or the losses that are computed from them."""
+        logits = self._negatives.logits(
+            batch, in_batch, uniform, self.temperature
+        )
+        if self.return_logits:
+            return logits
+        losses = cross_entropy_with_first(logits)
+        if batch.sample_weight is not None:
+            losses = losses * ops.cast(batch.sample_weight, losses.dtype)
+        return losses
+
+    def _check(self, batch: Batch) -> None:
+        arguments.check_batch(batch, backend)
+        if self.return_logits and batch.sample_weight is not None:
+            raise ValueError(
+                "`sample_weight` cannot be given to the layer with "
+                "`return_logits=True`, since logits have no weight. Give it "
+                "to `fit`, or to the loss."
+            )
+        # The hardest negatives may be extra ones, rotation is in the batch;
+        # in the other direction there are no extra ones.
+        among_extra = self.sampling == "hardest" and not self.symmetric
+        rows = (batch.candidate if among_extra else batch.query).shape[0]
+        if isinstance(rows, int):
+            rows *= self._replicas
+        self._negatives.check_rows(rows)
+
+    @property
+    def _maths_dtype(self) -> str:
+        # Also of a half-precision policy, scores and losses have 32 bits.
+        return "float64" if self.variable_dtype == "float64" else "float32"
+
+    @property
+    def _replicas(self) -> int:
+        """How many replicas' candidates a row is scored against."""
+        return backend.replica_count() if self.cross_replica else 1
+
+    def _output_shape(self, rows: Size, candidates: Size) -> tuple[Size, ...]:
+        if not self.return_logits:
+            return (rows,)
+        return rows, self._negatives.columns(rows, candidates, self._replicas)
+
+    def _zeros_of_output_shape(self, batch: Batch) -> Tensor:
+        """Returns zeros, while only the output's shape is asked for."""
+        if not backend.symbolic_call_sees_means():
+            self._check(batch)
+        shape = self._output_shape(batch.rows, batch.candidates)
+        return ops.zeros(shape, self._maths_dtype)
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the symbolic output; unknown rows are no error yet."""
+        given = inspect.signature(self.call).bind(*args, **kwargs).arguments
+        given.pop("training", None)
+        batch = Batch(**given)
+        query, candidate = batch.query, batch.candidate
+        with keras.SymbolicScope():  # in which a strategy's replicas count
+            self._check(batch)
+            shape = self._output_shape(query.shape[0], candidate.shape[0])
+        self._batch_size.check_symbolic(self.name, query.shape)
+        return keras.KerasTensor(shape, dtype=self._maths_dtype)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the state of the random shifts, which Keras would not."""
+        super().save_own_variables(store)
+        if self._negatives.is_random:
+            store["shifts"] = ops.convert_to_numpy(self.seed_generator.state)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads it, so that training goes on as if it had not stopped."""
+        stored = {name: store[name] for name in store.keys()}
+        shifts = stored.pop("shifts", None)
+        super().load_own_variables(stored)
+        if self._negatives.is_random and shifts is not None:
+            self.seed_generator.state.assign(shifts)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "num_negatives": self.num_negatives,
+            "sampling": self.sampling,
+            "temperature": self._temperature.get_config(),
+            "symmetric": self.symmetric,
+            "cross_replica": self.cross_replica,
+            "batch_size": self.batch_size,
+            "return_logits": self.return_logits,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "InBatchNegativeSoftmax":
+        """Returns the layer, with a new variable for one of the temperature."""
+        temperature = from_config(config["temperature"])
+        return cls(**{**config, "temperature": temperature})

@@ -1,0 +1,177 @@
+"""Negatives from every replica: what a replica needs from the others.
+
+The order of the gathered rows is cyclic: a replica's own rows first, then
+those of the replica after it. So row i's positive is still candidate i,
+candidate (i + j) mod G is the one j places further in the global batch of G
+rows, and the maths needs to know nothing of replicas.
+"""
+
+from collections.abc import Callable
+
+import keras
+from keras import ops
+
+from inbatch_neg.backends import Collectives, Sharding, Tensor, backend
+from inbatch_neg.backends.base import Size
+from inbatch_neg.layers.batch_size import PartialBatchError
+from inbatch_neg.softmax.batch import CANDIDATE_FIELDS, Batch
+
+# Takes the batch, the number of in-batch candidates and random numbers.
+Maths = Callable[[Batch, Size, Tensor], Tensor]
+
+
+def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the rows of the global batch, in its order, without gradient.
+
+    Equal on every replica, so that what is computed from them stays equal.
+
+    Args:
+        tensors: Tensors with one entry per row of this replica, which
+            `check_same_shapes` let pass.
+    """
+    collectives = backend.collectives()
+    if collectives is None:
+        return tensors
+    return {
+        name: collectives.all_gather(ops.stop_gradient(tensor))
+        for name, tensor in tensors.items()
+    }
+
+
+def local_shard(tensor: Tensor) -> Tensor:
+    """Returns this replica's part of a tensor that is equal on all of them.
+
+    What each replica adds to its candidates, `run` gathers again to the whole.
+
+    Args:
+        tensor: Its first dimension is static, a multiple of the number of
+            replicas.
+    """
+    collectives = backend.collectives()
+    if collectives is None:
+        return tensor
+    rows = tensor.shape[0] // collectives.count
+    rest = (0,) * (len(tensor.shape) - 1)
+    return ops.slice(
+        tensor, (collectives.index * rows, *rest), (rows, *tensor.shape[1:])
+    )
+
+
+def check_same_shapes(batch: Batch) -> Batch:
+    """Returns the batch, refused on every replica if one's differs.
+
+    Compare shapes before checking them: if one replica raised alone, the rest
+    would block in the next collective.
+    """
+    collectives = backend.collectives()
+    if collectives is None:
+        return batch
+    return Batch(
+        **collectives.check_same_shapes(
+            batch._asdict(),
+            lambda received: PartialBatchError(_unequal(received)),
+        )
+    )
+
+
+def run(maths: Maths, batch: Batch, uniform: Tensor = None) -> Tensor:
+    """Returns `maths(batch, G, uniform)`, with the candidates of all replicas.
+
+    Args:
+        maths: Called once on every replica, with the replica's own queries
+            and weights, and with the candidates, ids, probabilities and masks
+            of the global batch of G rows: own rows first, then the next
+            replica's and so on, then the extra candidates, those of the first
+            replica first. Returns a tensor with one entry per row.
+        batch: The checked batch.
+        uniform: Tensor that the first replica decides on for all, or None.
+    """
+    rows = ops.shape(batch.query)[0]
+    sharding = backend.sharding(rows)
+    if sharding is not None:
+        return _run_sharded(maths, batch, uniform, sharding)
+    collectives = backend.collectives()
+    if collectives is None:
+        return maths(batch, rows, uniform)
+    if uniform is not None:
+        own = ops.shape(uniform)[0]
+        uniform = collectives.all_gather(uniform)[:own]
+    batch = _with_all_candidates(batch, collectives)
+    return maths(batch, rows * collectives.count, uniform)
+
+
+def _run_sharded(
+    maths: Maths, batch: Batch, uniform: Tensor, sharding: Sharding
+) -> Tensor:
+    """As `run`, where tensors are global and their rows are on devices."""
+    rows = batch.query.shape[0]
+    if rows % sharding.count:
+        raise PartialBatchError(
+            _unequal(f"{rows} rows over {sharding.count} devices")
+        )
+    given = {k: v for k, v in batch._asdict().items() if v is not None}
+    by_row = {name: value[:rows] for name, value in given.items()}
+    extra = {
+        name: value[rows:]
+        for name, value in given.items()
+        if name in CANDIDATE_FIELDS and value.shape[0] > rows
+    }
+    replicated = {"extra": extra}
+    if uniform is not None:
+        replicated["uniform"] = uniform
+
+    def on_device(
+        by_row: dict, replicated: dict, collectives: Collectives
+    ) -> Tensor:
+        every = _with_all_candidates(Batch(**by_row), collectives)
+        every = every._replace(
+            **{
+                name: ops.concatenate([getattr(every, name), value])
+                for name, value in replicated["extra"].items()
+            }
+        )
+        return maths(every, rows, replicated.get("uniform"))
+
+    return sharding.map(on_device, by_row, replicated)
+
+
+def _with_all_candidates(batch: Batch, collectives: Collectives) -> Batch:
+    rows = ops.shape(batch.query)[0]
+    return batch._replace(
+        **{
+            name: _own_first(getattr(batch, name), rows, collectives)
+            for name in (*CANDIDATE_FIELDS, "query_ids")
+            if getattr(batch, name) is not None
+        }
+    )
+
+
+def _own_first(tensor: Tensor, rows: Size, collectives: Collectives) -> Tensor:
+    """Returns the rows of all replicas, own ones first, then the extras."""
+    own, rest = ops.shape(tensor)[0], tuple(tensor.shape[1:])
+    was_bool = keras.backend.standardize_dtype(tensor.dtype) == "bool"
+    if was_bool:  # which some collectives do not send
+        tensor = ops.cast(tensor, "int32")
+    every = collectives.all_gather(tensor)
+    every = ops.reshape(every, (collectives.count, own, *rest))
+    result = ops.roll(every[:, :rows], -collectives.index, axis=0)
+    result = ops.reshape(result, (-1, *rest))
+    if not _same(own, rows):
+        extra = ops.reshape(every[:, rows:], (-1, *rest))
+        result = ops.concatenate([result, extra])
+    return ops.cast(result, "bool") if was_bool else result
+
+
+def _same(one: Size, other: Size) -> bool:
+    return isinstance(one, int) and isinstance(other, int) and one == other
+
+
+def _unequal(received: str) -> str:
+    return (
+        "Every replica must bring the same number of rows, candidates and "
+        "dimensions, the same optional arguments and dtypes, to a global "
+        "batch. "
+        "Fix: batch with `inbatch_neg.full_batches`, with a global batch size "
+        "that the number of replicas divides. "
+        f"Received: {received}"
+    )

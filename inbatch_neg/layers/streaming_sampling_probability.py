@@ -1,0 +1,254 @@
+"""How often an id comes, estimated from the stream of batches itself."""
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from inbatch_neg import arguments
+from inbatch_neg.backends import Tensor, backend, keras_internals
+from inbatch_neg.backends.base import Size
+from inbatch_neg.layers import hashing, replicas
+from inbatch_neg.softmax.batch import Batch
+
+# Keeps log1p finite for a rate of 1; what is kept of the past rounds to 0.
+_BELOW_ONE = 1.0 - 1e-16
+
+
+@keras.saving.register_keras_serializable(package="inbatch_neg")
+class StreamingSamplingProbability(keras.layers.Layer):
+    """Estimates how likely each id of a batch is in a row of the stream.
+
+    ```
+    interval[b] <- (1 - w) interval[b] + w (clock - last[b]) / n
+    last[b]     <- clock
+    probability  = 1 / interval[b],    b = hash(id),  w = 1 - (1 - a)^n
+    ```
+
+    where `clock` counts the rows so far, n is how often bucket b comes in
+    this batch and a is the learning rate. Gives `InBatchNegativeSoftmax` its
+    `candidate_sampling_probability` without a vocabulary or a pass over the
+    data, and follows the stream when it changes. Learns in training calls
+    alone; `evaluate` and `predict` leave the estimates as they are. With
+    several replicas each learns from the rows of all of them.
+
+    Yi et al. count time in batches, so that their estimate, once in how many
+    batches an id comes, saturates at 1 for an id of every batch. Here time is
+    counted in rows, and the n occurrences of a batch share the rows since the
+    last batch with the id. The estimate is then a probability per row, also
+    above 1 / B, and does not depend on the batch size. Until an id has come
+    about 1 / a times, w is raised to give all its occurrences the same weight:
+    the estimate starts as an exact count, not at a guess.
+
+    Args:
+        num_buckets: Integer of 1 or more. Ids that share a bucket count as
+            one. About as many as there are ids, or more.
+        learning_rate: Number in (0, 1], the weight of one occurrence.
+            Smaller is more precise, larger follows changes faster: the
+            relative error of a frequent id settles at the root of half of it.
+            Defaults to 0.01, an error of 7 %.
+        num_hashes: Integer of 1 or more, the hashes that each have their own
+            buckets. The longest of their intervals counts, that of the bucket
+            with the fewest other ids. Defaults to 1.
+
+    Raises:
+        ValueError, TypeError: for an argument outside of the above, and in
+            the call for ids that are not a tensor (B,) of integers.
+
+    Example:
+    >>> import numpy as np
+    >>> estimate = StreamingSamplingProbability(num_buckets=1000)
+    >>> for _ in range(5):
+    ...     probability = estimate(np.array([7, 7, 7, 8]), training=True)
+    >>> print(np.asarray(probability).round(2))
+    [0.75 0.75 0.75 0.25]
+    >>> print(np.asarray(estimate(np.array([9]))).round(2))  # never seen
+    [0.05]
+
+    References: Yi et al. 2019, "Sampling-bias-corrected neural modeling for
+    large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996),
+    Algorithm 2 and Section 3.2.
+
+    Differs from: `tfrs.tasks.Retrieval` and the `keras_rs` layers take the
+    probabilities as an input and leave it to the user to find them.
+    """
+
+    def __init__(
+        self,
+        num_buckets: int,
+        *,
+        learning_rate: float = 0.01,
+        num_hashes: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        self.num_buckets = arguments.integer(
+            "num_buckets", num_buckets, minimum=1
+        )
+        self.num_hashes = arguments.integer("num_hashes", num_hashes, minimum=1)
+        if self.num_buckets * self.num_hashes >= 2**31:
+            raise ValueError(
+                "`num_buckets` times `num_hashes` must be below 2^31. "
+                f"Received: num_buckets={num_buckets!r}, "
+                f"num_hashes={num_hashes!r}"
+            )
+        self.learning_rate = arguments.positive_number(
+            "learning_rate", learning_rate
+        )
+        if self.learning_rate > 1.0:
+            raise ValueError(
+                "`learning_rate` must be in (0, 1]. Received: "
+                f"learning_rate={learning_rate!r}"
+            )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Creates the buckets, all of them empty."""
+        # Every replica learns from the global batch, so all have the same.
+        options = {
+            "initializer": "zeros",
+            "trainable": False,
+            "autocast": False,
+            "aggregation": "only_first_replica",
+        }
+        size = (self.num_hashes * self.num_buckets,)
+        time = backend.widest_integer()
+        self._clock = self.add_weight(
+            name="clock", shape=(), dtype=time, **options
+        )
+        self._last = self.add_weight(
+            name="last", shape=size, dtype=time, **options
+        )
+        self._interval = self.add_weight(
+            name="interval", shape=size, dtype="float32", **options
+        )
+        # The sum of the weights of all occurrences: 0 never seen, to 1.
+        self._weight = self.add_weight(
+            name="weight", shape=size, dtype="float32", **options
+        )
+        self.built = True
+
+    def call(
+        self, candidate_ids: Tensor, training: bool | None = None
+    ) -> Tensor:
+        """Returns the probabilities of a batch of ids, learning from it.
+
+        Args:
+            candidate_ids: (B,) integers (strings too on TensorFlow). On JAX
+                64-bit ids are cut to 32 bits before the layer sees them.
+            training: Whether to learn from the ids, before estimating.
+                `fit` says so by itself; a subclassed model must take
+                `training` and pass it on.
+
+        Returns:
+            (B,) float32 probabilities in (0, 1], without gradient. An id
+            that no bucket has seen counts as seen once, in the next row: 1 /
+            (rows so far + 1), so 1 for all ids before any training.
+        """
+        with backend.restore_model_state():
+            self._check(candidate_ids)
+            if keras_internals.in_symbolic_call():
+                return ops.zeros(ops.shape(candidate_ids), "float32")
+            ids = arguments.to_tensor("candidate_ids", candidate_ids)
+            if training:
+                same = replicas.check_same_shapes(Batch(candidate_ids=ids))
+                ids = same.candidate_ids
+            arguments.ids("candidate_ids", ids, None, "candidate", backend)
+            return self._estimate(ids, training)
+
+    def _check(self, candidate_ids: Tensor) -> None:
+        """Refuses what is missing, and symbolic ids that do not fit."""
+        if candidate_ids is None:
+            raise ValueError(
+                "`candidate_ids` must be given: there is nothing else to "
+                "count. Received: candidate_ids=None"
+            )
+        if keras_internals.in_symbolic_call():
+            if not backend.symbolic_call_sees_means():
+                arguments.ids(
+                    "candidate_ids",
+                    candidate_ids,
+                    None,
+                    "candidate",
+                    backend,
+                )
+
+    def _estimate(self, ids: Tensor, training: bool | None) -> Tensor:
+        """Returns the probabilities of checked ids, learning from them."""
+        places = hashing.buckets(ids, self.num_buckets, self.num_hashes)
+        if self.num_hashes > 1:
+            first = ops.arange(self.num_hashes, dtype="int32")
+            places = places + first[:, None] * self.num_buckets
+        if training:
+            by_row = replicas.gather({"candidate_ids": ops.transpose(places)})
+            by_row = by_row["candidate_ids"]
+            self._learn(ops.reshape(by_row, (-1,)), ops.shape(by_row)[0])
+        seen = ops.take(self._weight, places) > 0.0
+        rows = _rows(self._clock)
+        interval = ops.where(seen, ops.take(self._interval, places), rows + 1.0)
+        # An id that shares its bucket comes too often there, never too rarely.
+        interval = ops.max(interval, axis=0)
+        return 1.0 / ops.maximum(interval, 1.0)
+
+    def _learn(self, places: Tensor, rows: Size) -> None:
+        """Updates the buckets at `places`, (num_hashes * B,) with repeats."""
+        self._clock.assign_add(ops.cast(rows, self._clock.dtype))
+        counts = ops.segment_sum(
+            ops.ones_like(places, dtype="float32"),
+            places,
+            num_segments=self.num_hashes * self.num_buckets,
+        )
+        count = ops.take(counts, places)
+        gap = _rows(self._clock - ops.take(self._last, places)) / count
+        # 1 - (1 - a)^n, the weight of n occurrences in an average in which
+        # each has the weight a. So the mean of the intervals has no bias from
+        # repeats: a long gap that ends in one row and a short one that ends
+        # in many count by their rows.
+        keep = math.log1p(-min(self.learning_rate, _BELOW_ONE))
+        weight = -ops.expm1(count * keep)
+        before = ops.take(self._weight, places)
+        after = before + weight * (1.0 - before)
+        interval = ops.take(self._interval, places)
+        # Divided by the weights so far, as Adam does: the first interval of
+        # a bucket, which began with the stream, replaces the initial 0.
+        interval = interval + weight / after * (gap - interval)
+        # A bucket that comes several times gets the same values every time,
+        # so that it does not matter which of them is written last.
+        where = places[:, None]
+        time = ops.broadcast_to(self._clock, ops.shape(places))
+        for variable, values in (
+            (self._last, time),
+            (self._interval, interval),
+            (self._weight, after),
+        ):
+            variable.assign(ops.scatter_update(variable.value, where, values))
+
+    def compute_output_spec(
+        self, candidate_ids: Tensor, training: bool | None = None
+    ) -> keras.KerasTensor:
+        """Returns the symbolic output."""
+        arguments.ids(
+            "candidate_ids", candidate_ids, None, "candidate", backend
+        )
+        return keras.KerasTensor((candidate_ids.shape[0],), dtype="float32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "num_buckets": self.num_buckets,
+            "learning_rate": self.learning_rate,
+            "num_hashes": self.num_hashes,
+        }
+
+
+def _rows(times: Tensor) -> Tensor:
+    """Returns the clock, or differences of it, as float32 numbers of rows.
+
+    On JAX, without 64-bit integers, the clock wraps after 2^31 rows and is
+    negative up to 2^32: then this reads it as unsigned. Only an interval of
+    more than 2^32 rows is mistaken for a shorter one there.
+    """
+    rows = ops.cast(times, "float32")
+    return ops.where(rows < 0.0, rows + 2.0**32, rows)

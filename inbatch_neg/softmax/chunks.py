@@ -1,0 +1,153 @@
+"""The score matrix in chunks of rows, so that it is never kept whole."""
+
+from collections.abc import Callable
+
+from keras import ops
+
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends.base import Size
+from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
+
+
+class RowChunks:
+    """B rows, cut into chunks of R.
+
+    The last chunk ends with the last row, so where R does not divide B it
+    begins among rows of the chunk before: see `is_new`.
+
+    Args:
+        rows: B, an int, or a scalar tensor if it is unknown.
+        most: The most rows of a chunk, an int.
+
+    Attributes:
+        size: R, an int, or a scalar tensor if B is unknown.
+        count: Number of chunks, likewise.
+        may_overlap: Whether rows may be in two chunks.
+    """
+
+    def __init__(self, rows: Size, most: int) -> None:
+        self._rows = rows
+        self.size = _minimum(rows, most)
+        self.count = -(-rows // self.size)
+        known = isinstance(rows, int)
+        self.may_overlap = not known or rows % self.size != 0
+        self._is_whole = known and self.size == rows
+
+    def start(self, index: Size) -> Size:
+        """Returns the first row of a chunk."""
+        return _minimum(index * self.size, self._rows - self.size)
+
+    def of(self, tensor: Tensor, start: Size) -> Tensor:
+        """Returns the rows in the chunk of a tensor with B rows or more."""
+        if self._is_whole and tensor.shape[0] == self._rows:
+            return tensor
+        return self._part(tensor, start, axis=0)
+
+    def _part(self, tensor: Tensor, start: Size, axis: int) -> Tensor:
+        """Returns R of the rows, or of the columns, of a tensor."""
+        if isinstance(start, int):  # where eager, Python's slice is faster
+            before = (slice(None),) * axis
+            return tensor[(*before, slice(start, start + self.size))]
+        shape = list(ops.shape(tensor))
+        starts = [0] * len(shape)
+        starts[axis], shape[axis] = start, self.size
+        return ops.slice(tensor, starts, shape)
+
+    def numbers(self, start: Size) -> Tensor:
+        """Returns (R,) int32, the numbers of the rows in the chunk."""
+        return start + ops.arange(self.size, dtype="int32")
+
+    def is_new(self, index: Size) -> Tensor:
+        """Returns (R, 1) bools, False for the rows of the chunk before."""
+        return self.numbers(self.start(index))[:, None] >= index * self.size
+
+
+class Chunks(RowChunks):
+    """A batch of B rows and C candidates, cut into chunks of rows.
+
+    Args:
+        query: (B, D), already divided by the temperature.
+        candidate: (C, D), row i the positive of query i.
+        scoring: The `Scoring` of the batch.
+        most: The most rows of a chunk. As many as are fast, if None.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        candidate: Tensor,
+        scoring: Scoring,
+        most: int | None = None,
+    ) -> None:
+        self._query = query
+        self._candidate = candidate
+        self._scoring = scoring
+        if most is None:
+            most = _most_rows(candidate)
+        super().__init__(ops.shape(query)[0], most)
+
+    def own_places(self, start: Size) -> Tensor:
+        """Returns (R, 2) int32, the places of the positives in the chunk."""
+        row = ops.arange(self.size, dtype="int32")
+        return ops.stack([row, self.numbers(start)], axis=1)
+
+    def own(self, table: Tensor, start: Size) -> Tensor:
+        """Returns (R,), the entries of the positives in an (R, C) table."""
+        if not self._is_whole:
+            table = self._part(table, start, axis=1)
+        return ops.diagonal(table)
+
+    def scores(
+        self,
+        start: Size,
+        include_positive: bool,
+        matmul: Callable[[Tensor, Tensor], Tensor] = backend.matmul_no_grad,
+    ) -> Tensor:
+        """Returns (R, C) scores, `MASKED` where they are left out.
+
+        Args:
+            start: First row of the chunk.
+            include_positive: Whether a row's own positive has its score too,
+                or is left out.
+            matmul: The product of the backend, with or without gradient.
+        """
+        query = self.of(self._query, start)
+        scores = matmul(query, ops.transpose(self._candidate))
+        scoring = self._scoring
+        if scoring.column_bias is not None:
+            scores = scores + scoring.column_bias
+        hit = left_out(
+            [self.of(row, start)[:, None] for row, _ in scoring.codes],
+            [column for _, column in scoring.codes],
+            scoring.masked_columns,
+        )
+        if hit is None and include_positive:
+            return scores
+        masked = constant(MASKED, scores.dtype)
+        if hit is None:
+            own = ops.broadcast_to(masked, (self.size,))
+            return ops.scatter_update(scores, self.own_places(start), own)
+        # The rules leave out a row's own positive with its negatives.
+        hit = ops.scatter_update(
+            ops.broadcast_to(hit, ops.shape(scores)),
+            self.own_places(start),
+            ops.full((self.size,), not include_positive, "bool"),
+        )
+        return ops.where(hit, masked, scores)
+
+
+def _most_rows(candidate: Tensor) -> int:
+    """Returns how many rows of scores make a fast chunk."""
+    tuning = backend.tuning(candidate)
+    candidates = candidate.shape[0]
+    if candidates is None:
+        return tuning.max_chunk_rows
+    rows = max(tuning.chunk_scores // candidates, tuning.min_chunk_rows)
+    limit = max(tuning.max_chunk_scores // candidates, 1)
+    return min(rows, tuning.max_chunk_rows, limit)
+
+
+def _minimum(one: Size, other: Size) -> Size:
+    if isinstance(one, int) and isinstance(other, int):
+        return min(one, other)
+    return ops.minimum(one, other)

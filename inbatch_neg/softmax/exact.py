@@ -1,0 +1,254 @@
+"""Exact in-batch softmax losses and gradients in O(B) memory.
+
+The B x C matrix of scores is never kept. The rows are taken in chunks of R;
+each chunk computes R x C scores, their softmax, and at once what they add to
+the gradients:
+
+    p_ij      = exp(s_ij - m_i) / z_i          z_i = sum_j exp(s_ij - m_i)
+    loss_i    = -log p_ii = log z_i + m_i - s_ii
+    d query_i = sum_j p_ij c_j - c_i
+    d cand_j  = sum_i w_i p_ij q_i - w_j q_j
+
+with m_i the largest score of row i that takes part, and w_i the weight of the
+row. 6BCD flops in all, the three matrix products that any exact gradient
+needs, and O((B + C)D + RC) floats. The idea of recomputing scores in chunks
+goes back to Chen et al. 2016 (arXiv 1604.06174) and is used for the logits of
+language models by Wijmans et al. 2024 (arXiv 2411.09009).
+
+A small batch has a small matrix: there it is kept, and the backend's own
+derivative of the same losses is faster.
+"""
+
+from collections.abc import Callable, Sequence
+
+from keras import ops
+
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends.base import Size
+from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.chunks import Chunks
+from inbatch_neg.softmax.scoring import Scoring, compute_dtype, make_scoring
+
+_EVERYTHING = ("loss", "query", "candidate")
+
+# Below this the probability of a row's positive may have underflowed, with
+# float32's bits lost.
+_SMALL_PROBABILITY = 1e-30
+
+
+def batch_loss(
+    batch: Batch, temperature: float | Tensor, with_gradients: bool
+) -> Tensor:
+    """Returns the (B,) losses of a checked batch.
+
+    Args:
+        batch: The tensors of `ops.in_batch_softmax_loss`.
+        temperature: Divides the scores.
+        with_gradients: As in `softmax_loss`.
+    """
+    batch = batch.cast(compute_dtype(batch.query, batch.candidate))
+    scoring = make_scoring(batch)
+    query, candidate = batch.query / temperature, batch.candidate
+    row_weight = batch.sample_weight
+    if row_weight is not None:
+        row_weight = ops.cast(row_weight, query.dtype)
+    if _is_dense(query, candidate):
+        losses = _dense_loss(query, candidate, scoring)
+        return losses if row_weight is None else losses * row_weight
+    if row_weight is None:
+        row_weight = ops.ones((batch.rows,), query.dtype)
+    return softmax_loss(query, candidate, row_weight, scoring, with_gradients)
+
+
+def softmax_loss(
+    query: Tensor,
+    candidate: Tensor,
+    row_weight: Tensor,
+    scoring: Scoring,
+    with_gradients: bool,
+) -> Tensor:
+    """Returns (B,) weighted losses, differentiable by the first three.
+
+    Args:
+        query: (B, D), already divided by the temperature.
+        candidate: (C, D), row i the positive of query i.
+        row_weight: (B,) multiplies the loss of each row.
+        scoring: The `Scoring` of the batch.
+        with_gradients: Whether the gradients are computed in the same pass
+            over the chunks (6BCD flops in all). If not, it is 2BCD, and 6BCD
+            more if they are asked for after all.
+    """
+
+    def weighted_loss(
+        query: Tensor, candidate: Tensor, row_weight: Tensor
+    ) -> tuple[Tensor, Callable]:
+        def compute(wanted: Sequence[str], row_weight: Tensor) -> dict:
+            return _over_chunks(query, candidate, row_weight, scoring, wanted)
+
+        found = compute(
+            _EVERYTHING if with_gradients else ("loss",), row_weight
+        )
+
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return _chain(upstream, found, row_weight, compute)
+
+        return found["loss"] * row_weight, gradient
+
+    return backend.custom_gradient(weighted_loss)(query, candidate, row_weight)
+
+
+def _is_dense(query: Tensor, candidate: Tensor) -> bool:
+    rows, candidates = query.shape[0], candidate.shape[0]
+    if rows is None or candidates is None:
+        return False
+    return rows * candidates <= backend.tuning(candidate).max_dense_scores
+
+
+def _dense_loss(query: Tensor, candidate: Tensor, scoring: Scoring) -> Tensor:
+    """Returns (B,) unweighted losses, differentiated by the backend."""
+    chunks = Chunks(query, candidate, scoring, most=query.shape[0])
+    scores = chunks.scores(0, include_positive=True, matmul=backend.matmul)
+    # From 0, or a loss of 0 would be -0. (Some graphs negate it otherwise.)
+    return 0.0 - chunks.own(ops.log_softmax(scores), 0)
+
+
+def _chain(
+    upstream: Tensor,
+    found: dict[str, Tensor],
+    row_weight: Tensor,
+    compute: Callable[[Sequence[str], Tensor], dict[str, Tensor]],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients, times the upstream gradient of each row."""
+    d_weight = found["loss"] * upstream
+    if "query" not in found:
+        found = compute(("query", "candidate"), row_weight * upstream)
+        return found["query"], found["candidate"], d_weight
+    # Nearly always the loss is a mean or a sum, and every row has the same
+    # upstream gradient: then the candidates' gradient is only scaled.
+    d_candidate = ops.cond(
+        ops.all(ops.equal(upstream, upstream[:1])),
+        lambda: found["candidate"] * upstream[0],
+        lambda: compute(("candidate",), row_weight * upstream)["candidate"],
+    )
+    return found["query"] * upstream[:, None], d_candidate, d_weight
+
+
+def _losses_by_scores(chunks: Chunks, like: Tensor) -> Tensor:
+    """Returns (B,) losses, also where the probability has underflowed.
+
+    Args:
+        chunks: The chunks of the batch.
+        like: (B,) of the dtype of the losses.
+    """
+
+    def visit(index: Size, losses: Tensor) -> Tensor:
+        start = chunks.start(index)
+        scores = chunks.scores(start, include_positive=True)
+        largest = ops.max(scores, axis=1)
+        total = ops.sum(ops.exp(scores - largest[:, None]), axis=1)
+        # The difference first: beside a large score, the logarithm would be
+        # rounded.
+        loss = (largest - chunks.own(scores, start)) + ops.log(total)
+        return backend.update_rows(losses, start, loss)
+
+    return ops.fori_loop(0, chunks.count, visit, ops.zeros_like(like))
+
+
+def _over_chunks(
+    query: Tensor,
+    candidate: Tensor,
+    row_weight: Tensor,
+    scoring: Scoring,
+    wanted: Sequence[str],
+) -> dict[str, Tensor]:
+    """Returns a dict of what is wanted.
+
+    Args:
+        query: (B, D).
+        candidate: (C, D).
+        row_weight: (B,).
+        scoring: The `Scoring` of the batch.
+        wanted: Some of "loss", the (B,) unweighted losses, "query" and
+            "candidate", the weighted gradients.
+    """
+    chunks = Chunks(query, candidate, scoring)
+    weighted = row_weight[:, None] * query
+
+    def visit(index: Size, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        start = chunks.start(index)
+        scores = chunks.scores(start, include_positive=True)  # (R, C)
+
+        # One fused pass on every backend, and its maximum is over the scores
+        # that take part: a large one that was left out cannot make the
+        # others underflow.
+        probability = ops.softmax(scores)  # p, (R, C)
+        found = dict(found)
+        if "loss" in wanted:
+            found["positive_probability"] = backend.update_rows(
+                found["positive_probability"],
+                start,
+                chunks.own(probability, start),
+            )
+        if "query" in wanted:
+            expected = backend.matmul_no_grad(probability, candidate)
+            update = expected - chunks.of(candidate, start)
+            weight = chunks.of(row_weight, start)[:, None]
+            found["query"] = backend.update_rows(
+                found["query"], start, weight * update
+            )
+        if "candidate" in wanted:
+            pull = chunks.of(weighted, start)
+            if chunks.may_overlap:  # rows must not count twice
+                new = chunks.is_new(index)
+                pull = ops.where(new, pull, ops.zeros_like(pull))
+            # (D, R) by (R, C): the long side last is twice as fast under XLA.
+            found["candidate"] = backend.addmm(
+                found["candidate"], ops.transpose(pull), probability
+            )
+        return found
+
+    found = dict(
+        ops.fori_loop(
+            0, chunks.count, visit, _start(query, candidate, weighted, wanted)
+        )
+    )
+    if "loss" in wanted:
+        found["loss"] = _losses(found.pop("positive_probability"), chunks)
+    if "candidate" in wanted:
+        found["candidate"] = ops.transpose(found["candidate"])
+    return found
+
+
+def _start(
+    query: Tensor, candidate: Tensor, weighted: Tensor, wanted: Sequence[str]
+) -> dict[str, Tensor]:
+    """Returns what the chunks add to."""
+    rows = ops.shape(query)[0]
+    found = {}
+    if "loss" in wanted:
+        found["positive_probability"] = ops.zeros((rows,), query.dtype)
+    if "query" in wanted:
+        found["query"] = ops.zeros_like(query)
+    if "candidate" in wanted:
+        # A row's positive is the candidate of its own number. A row without
+        # negatives has p = 1 there, and the difference is 0: exactly, except
+        # for one chunk under XLA, which fuses product and difference (1 ulp
+        # then). Not at the end: XLA would then turn a lone product around.
+        turned = ops.transpose(weighted)
+        extra = ops.zeros_like(ops.transpose(candidate[rows:]))
+        found["candidate"] = -ops.concatenate([turned, extra], axis=1)
+    return found
+
+
+def _losses(positive_probability: Tensor, chunks: Chunks) -> Tensor:
+    """Returns (B,) losses from the probabilities of the positives.
+
+    A `cond` inside the loop keeps the scores alive and prevents the in-place
+    softmax, so it stands here.
+    """
+    return ops.cond(
+        ops.all(positive_probability > _SMALL_PROBABILITY),
+        # Not the logarithm's negative: a loss of 0 would be -0.
+        lambda: ops.log(1.0 / positive_probability),
+        lambda: _losses_by_scores(chunks, positive_probability),
+    )

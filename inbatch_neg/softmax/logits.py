@@ -1,0 +1,114 @@
+"""Scores that are kept: all of them, or those of chosen negatives.
+
+Column 0 is the positive, then the in-batch negatives by rotation (column j
+is candidate (i + j) mod B), then the extra candidates.
+"""
+
+from keras import ops
+
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends.base import Size
+from inbatch_neg.softmax.hardest import hardest_scores
+from inbatch_neg.softmax.rotation import rotated_scores
+from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
+
+
+def rotation_logits(
+    query: Tensor,
+    candidate: Tensor,
+    scoring: Scoring,
+    shifts: Tensor,
+    in_batch: Size,
+) -> Tensor:
+    """Returns (B, 1 + N + C - G) logits of negatives by rotation.
+
+    Args:
+        query: (B, D), already divided by the temperature.
+        candidate: (C, D).
+        scoring: The `Scoring` of the batch.
+        shifts: (N,) int32 in 1..G-1.
+        in_batch: Number of in-batch candidates G: B, or more where the batch
+            goes on elsewhere.
+    """
+    rows = ops.shape(query)[0]
+    scores = rotated_scores(query, candidate[:in_batch], shifts)
+    places = ops.arange(rows, dtype="int32")[:, None] + shifts[None, :]
+    places = ops.mod(places, in_batch)
+    return _assemble(query, candidate, scoring, scores, places, in_batch)
+
+
+def all_logits(
+    query: Tensor, candidate: Tensor, scoring: Scoring, in_batch: Size
+) -> Tensor:
+    """Returns (B, C) logits of every negative, in rotation order."""
+    rows = ops.shape(query)[0]
+    places = ops.arange(in_batch, dtype="int32")
+    places = places[:rows, None] + places[None, 1:]
+    places = ops.mod(places, in_batch)  # (B, G - 1)
+    scores = backend.matmul(query, ops.transpose(candidate[:in_batch]))
+    scores = ops.take_along_axis(scores, places, axis=1)
+    return _assemble(query, candidate, scoring, scores, places, in_batch)
+
+
+def hardest_logits(
+    query: Tensor, candidate: Tensor, scoring: Scoring, count: int
+) -> Tensor:
+    """Returns (B, 1 + N) logits of the N highest-scoring negatives.
+
+    The arguments are those of `hardest.hardest_scores`.
+    """
+    scores = hardest_scores(query, candidate, scoring, count)
+    return ops.concatenate(
+        [_own_scores(query, candidate, scoring), scores], axis=1
+    )
+
+
+def _own_scores(query: Tensor, candidate: Tensor, scoring: Scoring) -> Tensor:
+    """Returns (B, 1) scores of each row's own positive."""
+    positive = candidate[: ops.shape(query)[0]]
+    own = ops.sum(query * positive, axis=1, keepdims=True)
+    return own if scoring.own_bias is None else own + scoring.own_bias[:, None]
+
+
+def _assemble(
+    query: Tensor,
+    candidate: Tensor,
+    scoring: Scoring,
+    scores: Tensor,
+    places: Tensor,
+    in_batch: Size,
+) -> Tensor:
+    """Returns logits from the scores of the in-batch negatives at `places`."""
+    row_codes = [row[:, None] for row, _ in scoring.codes]
+    parts = [_own_scores(query, candidate, scoring)]
+    for part, at in (
+        (scores, lambda column: ops.take(column, places, axis=0)),
+        (
+            _extra_scores(query, candidate, in_batch),
+            lambda column: column[in_batch:],
+        ),
+    ):
+        if part is None:
+            continue
+        if scoring.column_bias is not None:
+            part = part + at(scoring.column_bias)
+        hit = left_out(
+            row_codes,
+            [at(column) for _, column in scoring.codes],
+            None
+            if scoring.masked_columns is None
+            else at(scoring.masked_columns),
+        )
+        if hit is not None:
+            masked = constant(MASKED, part.dtype)
+            part = ops.where(hit, masked, part)
+        parts.append(part)
+    return ops.concatenate(parts, axis=1)
+
+
+def _extra_scores(query: Tensor, candidate: Tensor, in_batch: Size) -> Tensor:
+    """Returns (B, C - G) scores of the extra candidates, None if none."""
+    if isinstance(in_batch, int) and candidate.shape[0] == in_batch:
+        return None
+    extra = candidate[in_batch:]
+    return backend.matmul(query, ops.transpose(extra))

@@ -1,0 +1,124 @@
+"""From dot products to the scores that compete: log q, masks, softmax.
+
+A `Scoring` holds what is added to a column of the score matrix and which
+entries of a row are left out. Both the exact losses and the logits use it, so
+the rules stand once.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.softmax.batch import Batch
+
+# A score that is left out. Scores never have less than 32 bits here, where
+# exp(MASKED - m) is exactly 0 for every real score m, and MASKED plus a score
+# is still finite.
+MASKED = -1e30
+
+# The smallest normal float32: log 0 would be -inf.
+SMALLEST_PROBABILITY = 1.1754944e-38
+
+
+class Scoring(NamedTuple):
+    """How the dot product of row i and candidate j becomes a score.
+
+    Attributes:
+        column_bias: (C,) added to the scores of a candidate, or None.
+        own_bias: (B,) added to the score of a row's own positive, or None.
+        codes: Pairs of int32 codes, (B,) of the rows and (C,) of the
+            candidates; a negative with the code of the row is left out.
+        masked_columns: (C,) bools, candidates that are left out of all rows,
+            or None.
+
+    What is left out may include a row's own positive; it stays all the same.
+    """
+
+    column_bias: Tensor = None
+    own_bias: Tensor = None
+    codes: tuple[tuple[Tensor, Tensor], ...] = ()
+    masked_columns: Tensor = None
+
+
+def make_scoring(batch: Batch) -> Scoring:
+    """Returns the `Scoring` of a batch, in the dtype of its queries."""
+    rows = batch.rows
+    column_bias = own_bias = masked_columns = None
+    codes = []
+    if batch.candidate_sampling_probability is not None:
+        column_bias = _minus_log_q(
+            batch.candidate_sampling_probability, batch.query.dtype
+        )
+        own_bias = column_bias[:rows]
+    if batch.candidate_mask is not None:
+        masked_columns = ops.logical_not(batch.candidate_mask)
+    if batch.candidate_ids is not None:
+        column_codes = backend.factorize(batch.candidate_ids)
+        codes.append((column_codes[:rows], column_codes))
+    if batch.query_ids is not None:
+        positive_codes = backend.factorize(batch.query_ids)
+        # Extra candidates belong to no row's query; no code is -1.
+        extra = batch.candidates - ops.shape(positive_codes)[0]
+        extra = ops.full((extra,), -1, dtype="int32")
+        column_codes = ops.concatenate([positive_codes, extra])
+        codes.append((positive_codes[:rows], column_codes))
+    return Scoring(column_bias, own_bias, tuple(codes), masked_columns)
+
+
+def _minus_log_q(probability: Tensor, dtype: str) -> Tensor:
+    """Returns the correction of Yi et al. 2019, without gradient."""
+    probability = ops.cast(probability, dtype)
+    smallest = constant(SMALLEST_PROBABILITY, dtype)
+    # What is below 0 or NaN stays visible: a logarithm taken for a
+    # probability must not become a correction by a constant.
+    low = ops.where(probability >= 0, smallest, constant(math.nan, dtype))
+    probability = ops.where(probability > smallest, probability, low)
+    return ops.stop_gradient(-ops.log(probability))
+
+
+def constant(value: float, dtype: str) -> Tensor:
+    """Returns the number as a tensor of this dtype.
+
+    On some backends Keras takes a Python float for a float32, and float64
+    beside one falls to float32.
+    """
+    return ops.convert_to_tensor(value, dtype=dtype)
+
+
+def left_out(
+    row_codes: Sequence[Tensor],
+    column_codes: Sequence[Tensor],
+    masked_columns: Tensor,
+) -> Tensor:
+    """Returns bools, True where a candidate is left out; None if nowhere.
+
+    Args:
+        row_codes: The row half of each pair of `Scoring.codes`, any shape.
+        column_codes: The candidate half, of a shape that broadcasts with it.
+        masked_columns: Bools of a shape that broadcasts too, or None.
+    """
+    hit = masked_columns
+    for row_code, column_code in zip(row_codes, column_codes):
+        equal = ops.equal(row_code, column_code)
+        hit = equal if hit is None else ops.logical_or(hit, equal)
+    return hit
+
+
+def cross_entropy_with_first(logits: Tensor) -> Tensor:
+    """Returns (B,) softmax cross-entropies of (B, 1 + K) with column 0."""
+    # Subtracted first: beside a large score, the logarithm would be rounded.
+    return ops.logsumexp(logits - logits[:, :1], axis=-1)
+
+
+def compute_dtype(*tensors: Tensor) -> str:
+    """The dtype of the maths: float64 if an input has it, else float32.
+
+    Half-precision inputs are cast up: (B, D) floats are cheap to cast, and a
+    half-precision B x C product would round every score.
+    """
+    dtypes = [keras.backend.standardize_dtype(t.dtype) for t in tensors]
+    return "float64" if "float64" in dtypes else "float32"

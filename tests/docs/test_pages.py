@@ -1,0 +1,167 @@
+"""The code of the documentation runs, page by page, in an empty folder."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import inbatch_neg
+from tests.helpers import value_and_gradients
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+# docs/training.md and docs/serving.md have tests of their own; docs/replicas.md
+# needs several workers, and tests/replicas runs its code.
+PAGES = ("evaluation.md", "negatives.md")
+
+
+def run(page, folder, monkeypatch):
+    """Runs the fenced Python of a page in `folder`; returns its names."""
+    monkeypatch.chdir(folder)
+    path = DOCS / page
+    text = path.read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.S | re.M))
+    assert blocks
+    names = {"__name__": page}
+    for block in blocks:
+        # So that an error names the line of the page.
+        line = text[: block.start(1)].count("\n")
+        code = compile("\n" * line + block.group(1), str(path), "exec")
+        exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    run(page, tmp_path, monkeypatch)
+
+
+def weights_of(*layers):
+    return [weight for layer in layers for weight in layer.get_weights()]
+
+
+def test_training_page_is_right(tmp_path, monkeypatch):
+    """What docs/training.md promises of its code, by hand."""
+    page = run("training.md", tmp_path, monkeypatch)
+    rows, stars, weight = (page[name] for name in ("rows", "stars", "weight"))
+
+    # A second task: each loss is the mean of weight x loss.
+    model, labels = page["multi_task"], page["labels"]
+    everything = inbatch_neg.full_batches(rows, len(stars))
+    batch = (rows, labels, page["weights"])
+    model = page["RetrievalAndRating"](model.user_tower, model.item_tower)
+    model.compile(
+        "sgd",
+        loss={"retrieval": inbatch_neg.InBatchNegativeLoss(), "rating": "mse"},
+        loss_weights={"retrieval": 1.0, "rating": 0.1},
+    )
+    outputs = model.predict(everything, verbose=0)
+    squared = (outputs["rating"][:, 0] - stars) ** 2
+    expected = np.mean(weight * outputs["retrieval"])
+    expected += 0.1 * np.mean(weight * squared)
+    labelled = inbatch_neg.full_batches(batch, len(stars))
+    found = model.evaluate(labelled, verbose=0, return_dict=True)["loss"]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+    # Earlier weights: bit by bit in the towers of the new model.
+    earlier = page["earlier"]
+    towers = [page["tower"](page[name]) for name in ("USERS", "ITEMS")]
+    page["plain_model"](*towers).load_weights("plain.weights.h5")
+    loaded = weights_of(*towers)
+    assert len(loaded) == 2
+    for old, new in zip(weights_of(earlier), loaded, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+    # Rows of zeros: a finite gradient, and unit length elsewhere.
+    vectors = np.array([[0.0, 0.0], [3.0, 4.0]], "float32")
+    value, gradients = value_and_gradients(
+        page["SafeUnitNormalization"](), {"x": vectors}
+    )
+    np.testing.assert_allclose(value, [[0, 0], [0.6, 0.8]], atol=1e-6)
+    assert np.all(np.isfinite(gradients["x"]))
+
+
+LOADS = """
+import sys
+import keras
+
+tower = keras.models.load_model("tower.keras")
+vectors = keras.ops.convert_to_numpy(tower(keras.ops.arange(3)))
+assert vectors.shape == (3, 4)
+assert "inbatch_neg" not in sys.modules
+try:
+    keras.models.load_model("training.keras")
+except TypeError as error:
+    assert "Could not locate class 'InBatchNegativeSoftmax'" in str(error)
+else:  # Keras 3.5 imports the module of a class by itself.
+    assert keras.__version__.startswith("3.5."), keras.__version__
+import inbatch_neg
+
+keras.models.load_model("training.keras")
+print("loaded")
+"""
+
+
+def test_towers_load_with_keras_alone(tmp_path):
+    """What docs/serving.md says of a process that imported only Keras."""
+    ids = keras.Input((), dtype="int32")
+    tower = keras.Sequential([ids, keras.layers.Embedding(3, 4)])
+    tower.save(tmp_path / "tower.keras")
+    softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=0.2)
+    keras.Model(ids, softmax(tower(ids), tower(ids))).save(
+        tmp_path / "training.keras"
+    )
+    package = str(pathlib.Path(inbatch_neg.__file__).parents[1])
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path.append({package!r})\n{LOADS}",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert done.stdout.splitlines()[-1:] == ["loaded"]
+
+
+REPOSITORY = re.compile(
+    r"https://(github\.com/inbatch-neg/inbatch_neg/blob"
+    r"|raw\.githubusercontent\.com/inbatch-neg/inbatch_neg)/main/"
+)
+
+
+def headings(path):
+    """Returns the anchors of a page, as the usual hosts make them."""
+    found = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in found
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
+    + sorted(DOCS.glob("*.md")),
+    ids=lambda path: path.name,
+)
+def test_links_lead_somewhere(path):
+    for link in re.findall(
+        r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")
+    ):
+        place, _, anchor = link.partition("#")
+        if REPOSITORY.match(place):
+            target = DOCS.parent / REPOSITORY.sub("", place)
+        elif place.startswith("https://"):
+            continue
+        else:
+            # An index page shows the README alone, without what is beside it.
+            assert path.name != "README.md" or not place, link
+            target = path.parent / place if place else path
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link

@@ -1,0 +1,47 @@
+"""The examples of the README and of the docstrings run."""
+
+import doctest
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import pytest
+
+import inbatch_neg
+
+ROOT = pathlib.Path(__file__).parents[2]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(inbatch_neg.__path__, "inbatch_neg.")
+    # Those of the other backends import what is not installed everywhere.
+    if not module.name.startswith("inbatch_neg.backends.")
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module)
+    assert not failed
+
+
+def test_the_layers_are_among_them():
+    assert "inbatch_neg.layers.cross_batch_memory" in MODULES
+
+
+def test_every_public_name_has_an_example():
+    for name in inbatch_neg.__all__:
+        thing = getattr(inbatch_neg, name)
+        if name not in ("ops", "PartialBatchError"):
+            assert ">>> " in thing.__doc__, name
+
+
+def test_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert blocks
+    assert text.index("```python") < text.index("\n## ")
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
