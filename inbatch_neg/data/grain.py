@@ -8,7 +8,7 @@ import numpy as np
 from grain import experimental
 
 from inbatch_neg.data import structures
-from inbatch_neg.data.options import SHUFFLE_BUFFER, Options
+from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import padded
 from inbatch_neg.data.stream import Stream
 
@@ -21,7 +21,8 @@ def from_map_dataset(
     Raises:
         ValueError: if there are fewer rows than a batch.
     """
-    options.check_rows(len(dataset))
+    few = 0 < len(dataset) < options.batch_size
+    options.check_rows(len(dataset), _hint(dataset[0]) if few else "")
     if options.shuffle:
         return _Epochs(dataset, options)
     return _batched(dataset, options)
@@ -48,6 +49,11 @@ def as_stream(dataset: Any, options: Options, rows: int | None) -> Stream:
     if rows is not None:
         rows = options.num_batches(rows) * options.batch_size
     return Stream(open_epoch, plain, rows)
+
+
+def _hint(row: Any) -> str:
+    leaves = structures.leaves(structures.as_nest(row))
+    return batch_hint([getattr(leaf, "shape", ()) for leaf in leaves])
 
 
 def _batched(dataset: Any, options: Options) -> Any:

@@ -37,7 +37,13 @@ class Options(NamedTuple):
         return int(np.random.randint(2**31))
 
     def check_rows(self, rows: int, hint: str = "", log: bool = True) -> None:
-        """Refuses data without a single batch, and logs the rows left out."""
+        """Refuses data without a single batch, and logs the rows left out.
+
+        Args:
+            rows: How many there are.
+            hint: What to add to the error, such as a `batch_hint`.
+            log: Whether to log.
+        """
         if rows < (1 if self.pad else self.batch_size):
             raise ValueError(f"{self.too_few()} Received: {rows} rows.{hint}")
         if log:
@@ -72,6 +78,22 @@ class Options(NamedTuple):
             "or an epoch is empty. Choose a smaller batch size, or "
             '`remainder="pad"` to evaluate all rows.'
         )
+
+
+def batch_hint(shapes: list[Any]) -> str:
+    """Returns the words about rows that may be batches, or nothing.
+
+    Args:
+        shapes: Of the columns of a row; () where one is not known.
+    """
+    if not shapes or not all(len(shape) for shape in shapes):
+        return ""
+    if len({shape[0] for shape in shapes}) != 1:
+        return ""
+    return (
+        f" Each row looks like a batch of {shapes[0][0]} rows: if so, pass "
+        "`batched=True`."
+    )
 
 
 def checked(

@@ -1,6 +1,7 @@
 """`tf.data`: its datasets as a source, and as the result on TensorFlow."""
 
 import itertools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from inbatch_neg.data import arrays, columns, structures
-from inbatch_neg.data.options import SHUFFLE_BUFFER, Options
+from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream
+
+_logger = logging.getLogger("inbatch_neg")
 
 
 def from_rows(rows: arrays.Rows, options: Options) -> tf.data.Dataset:
@@ -135,7 +138,8 @@ def from_dataset(
     rows = dataset.unbatch() if batched else dataset
     size = int(rows.cardinality())
     if size >= 0:
-        options.check_rows(size, _hint(dataset.element_spec, batched))
+        hint = "" if batched else batch_hint(_shapes(dataset.element_spec))
+        options.check_rows(size, hint)
     if options.shuffle:
         buffer = min(size, SHUFFLE_BUFFER) if size > 0 else SHUFFLE_BUFFER
         rows = rows.shuffle(buffer, options.seed, reshuffle_each_iteration=True)
@@ -166,31 +170,33 @@ def _check_elements(spec: Any, batched: bool) -> None:
     structures.map_leaves(check, spec)
     if batched:
         return
-    shapes = [
-        leaf.shape
-        for leaf in structures.leaves(spec)
-        if isinstance(leaf, tf.TensorSpec)
-    ]
-    if shapes and all(shape.rank and shape[0] is None for shape in shapes):
+    shapes = _shapes(spec)
+    if shapes and all(shape and shape[0] is None for shape in shapes):
         raise ValueError(
             "The elements of `data` look like batches: none has a known "
             "number of entries. Pass `batched=True` if they are batches; if "
             "they are rows, declare their shape with `tf.ensure_shape`. "
             f"Received: element_spec={spec}"
         )
+    # Rows may well be vectors of one length, but not vectors of ids.
+    if any(
+        tensor.shape.rank == 1 and not tensor.dtype.is_floating
+        for tensor in _tensors(spec)
+    ):
+        hint = batch_hint(shapes)
+        if hint and len(shapes) > 1:
+            _logger.warning("full_batches has got rows of vectors.%s", hint)
 
 
-def _hint(spec: Any, batched: bool) -> str:
-    """Returns what to add to "too few rows" if the rows may be batches."""
-    shapes = [leaf.shape for leaf in structures.leaves(spec)]
-    if batched or not all(shape.rank for shape in shapes):
-        return ""
-    if len({shape[0] for shape in shapes}) != 1:
-        return ""
-    return (
-        f" Each looks like a batch of {shapes[0][0]} rows: if so, pass "
-        "`batched=True`."
-    )
+def _tensors(spec: Any) -> list[tf.TensorSpec]:
+    """Returns the specifications that have a shape: None has not."""
+    found = structures.leaves(spec)
+    return [leaf for leaf in found if isinstance(leaf, tf.TensorSpec)]
+
+
+def _shapes(spec: Any) -> list[Any]:
+    shapes = [tensor.shape for tensor in _tensors(spec)]
+    return [() if shape.rank is None else tuple(shape) for shape in shapes]
 
 
 def _count_for_keras(batches: tf.data.Dataset) -> tf.data.Dataset:

@@ -12,7 +12,7 @@ from torch.utils import data as torch_data
 
 from inbatch_neg.data import structures
 from inbatch_neg.data.engine import uses_torch
-from inbatch_neg.data.options import SHUFFLE_BUFFER, Options
+from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream
 
@@ -32,7 +32,9 @@ def from_dataset(
     if iterable:
         dataset = _CheckedRows(dataset, options)
     else:
-        options.check_rows(len(dataset))  # type: ignore[arg-type]
+        rows = len(dataset)  # type: ignore[arg-type]
+        few = 0 < rows < options.batch_size
+        options.check_rows(rows, _hint(dataset[0]) if few else "")
     return torch_data.DataLoader(
         dataset,
         batch_size=options.batch_size,
@@ -132,6 +134,11 @@ def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
     thread.start()
     thread.join()
     return opened.result()
+
+
+def _hint(row: Any) -> str:
+    leaves = structures.leaves(structures.as_nest(row))
+    return batch_hint([getattr(leaf, "shape", ()) for leaf in leaves])
 
 
 class _Collate:

@@ -67,6 +67,8 @@ def test_shuffled_with_the_seed(kind, monkeypatch):
 def test_too_few_rows():
     with pytest.raises(ValueError, match="`batch_size`.*24.*: 20 rows"):
         full_batches(rows(), 24)
+    with pytest.raises(ValueError, match="batch of 4 rows.*`batched=True`"):
+        full_batches(rows().batch(4), 24)
     with pytest.raises(ValueError, match="`batch_size`.*24.*: 20 rows"):
         epoch(full_batches(stream(), 24))
 

@@ -94,19 +94,27 @@ def test_too_few_rows_of_unknown_size(shuffle):
         iter(full_batches(batched, 4, shuffle=shuffle, batched=True))
 
 
-def test_batches_that_pass_for_rows():
+def test_batches_that_pass_for_rows(caplog):
     rows = tf.data.Dataset.from_tensor_slices(
         {"user": np.arange(64), "item": np.arange(64)}
     )
     # 4 batches of 16: too few "rows".
     with pytest.raises(ValueError, match="batch of 16 rows.*`batched=True`"):
         full_batches(rows.batch(16, drop_remainder=True), 32)
+    # Enough of them, but vectors of ids.
+    caplog.clear()
+    full_batches(rows.batch(16, drop_remainder=True), 2)
+    (message,) = caplog.messages
+    assert "batch of 16 rows" in message and "`batched=True`" in message
     # The number of rows is not declared: enough batches, but no rows.
     with pytest.raises(ValueError, match="look like batches.*`batched=True`"):
         full_batches(rows.batch(16), 2)
     # Rows that are vectors stay rows, and get no hint.
     vectors = tf.data.Dataset.from_tensor_slices(np.ones((3, 8), "float32"))
-    assert len(epoch(full_batches(vectors, 2))) == 1
+    caplog.clear()
+    both = tf.data.Dataset.zip((vectors.take(2), vectors.take(2)))
+    assert len(epoch(full_batches(both, 2))) == 1
+    assert not caplog.messages
     with pytest.raises(ValueError) as caught:
         full_batches(RANGE(3), 4)
     assert "batched=True" not in str(caught.value)
@@ -118,6 +126,17 @@ def test_ragged_rows_are_refused():
     )
     with pytest.raises(TypeError, match=r"data\['tags'\].*Ragged.*Pad"):
         full_batches(ragged, 2)
+
+
+@pytest.mark.parametrize("remainder", ["drop", "pad"])
+@pytest.mark.parametrize("known", [True, False])
+def test_no_label_stays(known, remainder):
+    rows = RANGE(8).map(lambda row: ({"user": row}, None))
+    dataset = full_batches(
+        rows if known else unknown(rows), 4, remainder=remainder
+    )
+    for batch in epoch(dataset):
+        assert batch[0]["user"].shape == (4,) and batch[1] is None
 
 
 @pytest.mark.parametrize("label", [False, True])

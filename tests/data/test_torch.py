@@ -92,6 +92,16 @@ def test_too_few_rows():
         epoch(full_batches(Stream(), 24))
 
 
+class InBatches(Rows):
+    def __getitem__(self, index):
+        return {"user": torch.arange(16), "item": torch.arange(16)}
+
+
+def test_batches_that_pass_for_rows():
+    with pytest.raises(ValueError, match="batch of 16 rows.*`batched=True`"):
+        full_batches(InBatches(), 64)
+
+
 @pytest.mark.parametrize("kind", DATASETS)
 def test_it_logs_once_what_is_left_out(kind, caplog):
     with caplog.at_level(logging.INFO, "inbatch_neg"):
