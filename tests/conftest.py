@@ -5,7 +5,9 @@ with a reason. Any other skip fails the run: a test that vanishes by itself,
 because a package is missing for example, would go unnoticed.
 """
 
+import importlib.util
 import os
+import warnings
 
 import keras
 import pytest
@@ -22,16 +24,22 @@ if BACKEND != _WANTED:
     )
 
 if BACKEND == "jax":
-    # Eager calls compile their loops anew each time, the same as before.
+    # Eager calls compile their loops anew each time, the same as before. The
+    # processes of pytest-xdist, and those that tests start, share the folder.
     import atexit
     import shutil
     import tempfile
 
     import jax
 
-    _CACHE = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-    jax.config.update("jax_compilation_cache_dir", _CACHE)
+    _FOLDER = "JAX_COMPILATION_CACHE_DIR"
+    if _FOLDER not in os.environ:
+        os.environ[_FOLDER] = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, os.environ[_FOLDER], ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    # For this process, which has imported JAX already.
+    jax.config.update("jax_compilation_cache_dir", os.environ[_FOLDER])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -42,6 +50,13 @@ def _fresh_keras():
     keras.config.set_dtype_policy("float32")
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_of_ours():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", module=r"(inbatch_neg|tests)\b")
+        yield
 
 
 @pytest.fixture
@@ -60,12 +75,52 @@ def each_path(request, monkeypatch):
     return request.param
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file is tested by one process: its models are built once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
 # Which tests run.
+
+# Files of `tests/data` whose libraries are not there. The CPU build of PyTorch
+# is no plain dependency, so the README's test command does without; `.ci/run`
+# installs it, and nothing is left out there.
+collect_ignore = []
+if importlib.util.find_spec("torch") is None:
+    if os.environ.get("CI_HAS_TORCH"):
+        raise RuntimeError("The tests were to have PyTorch, and it is missing.")
+    collect_ignore = [
+        "data/test_docs.py",
+        "data/test_tables.py",
+        "data/test_torch.py",
+    ]
+if keras.__version__.startswith("3.5."):
+    # The oldest environment holds what Keras 3.5 runs on, and nothing else.
+    collect_ignore = [
+        "data/test_docs.py",
+        "data/test_grain.py",
+        "data/test_parquet.py",
+        "data/test_tables.py",
+        "data/test_torch.py",
+        "test_types.py",
+    ]
+
+
+def pytest_report_header():
+    return f"left out, as libraries are missing: {collect_ignore or 'nothing'}"
+
 
 _SKIPPED = "by marker: "
 
 
 def pytest_collection_modifyitems(items):
+    # First what takes longest, so that no process of pytest-xdist is left
+    # with it while the others have finished.
+    items.sort(key=lambda item: item.path.parent.name != "replicas")
     for item in items:
         reason = _reason_to_skip(item)
         if reason:

@@ -191,43 +191,44 @@ def test_it_logs_what_is_left_out(caplog):
     assert not caplog.messages
 
 
-if BACKEND != "tensorflow":
+@pytest.mark.backends("jax", "torch")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_epochs_of_fit(workers, monkeypatch):
+    """Every epoch reads every batch once, in the order of that epoch."""
+    read = []
+    batch_of = arrays.ArrayBatches._batch
 
-    @pytest.mark.parametrize("workers", [1, 2])
-    def test_epochs_of_fit(workers, monkeypatch):
-        """Every epoch reads every batch once, in the order of that epoch."""
-        read = []
-        batch_of = arrays.ArrayBatches._batch
+    def spy(self, index, number):
+        read.append((number, index))
+        return batch_of(self, index, number)
 
-        def spy(self, index, number):
-            read.append((number, index))
-            return batch_of(self, index, number)
+    monkeypatch.setattr(arrays.ArrayBatches, "_batch", spy)
+    many = {name: np.tile(ids, 10) for name, ids in PAIRS.items()}
+    dataset = full_batches(many, 8, shuffle=True, seed=7)
+    dataset.workers = workers
+    dataset.max_queue_size = 2
+    reading.two_towers().fit(dataset, epochs=3, shuffle=False, verbose=0)
+    # Before the first epoch, Keras reads a batch to build the model, and
+    # its threads read ahead.
+    for number in range(3):
+        indices = {i for n, i in read if n == number}
+        assert indices == set(range(25))
+    if workers == 1:
+        assert len(read) <= 75 + 1
+        assert read[-75:] == [(n, i) for n in range(3) for i in range(25)]
 
-        monkeypatch.setattr(arrays.ArrayBatches, "_batch", spy)
-        many = {name: np.tile(ids, 10) for name, ids in PAIRS.items()}
-        dataset = full_batches(many, 8, shuffle=True, seed=7)
-        dataset.workers = workers
-        dataset.max_queue_size = 2
-        reading.two_towers().fit(dataset, epochs=3, shuffle=False, verbose=0)
-        # Before the first epoch, Keras reads a batch to build the model, and
-        # its threads read ahead.
-        for number in range(3):
-            indices = {i for n, i in read if n == number}
-            assert indices == set(range(25))
-        if workers == 1:
-            assert len(read) <= 75 + 1
-            assert read[-75:] == [(n, i) for n in range(3) for i in range(25)]
 
-    def test_it_can_be_sent_to_a_process():
-        dataset = full_batches(np.arange(20), 4, shuffle=True, seed=1)
-        copy = pickle.loads(pickle.dumps(dataset))
-        np.testing.assert_array_equal(copy[1], dataset[1])
-        dataset.on_epoch_begin()
-        first = dataset[0].tolist()
-        dataset.on_epoch_end()  # after two batches: the epoch is not over
-        assert dataset[0].tolist() == first
-        # What other processes read is not known here.
-        copy.use_multiprocessing = True
-        copy.on_epoch_begin()
-        copy.on_epoch_end()
-        assert copy[0].tolist() != first
+@pytest.mark.backends("jax", "torch")
+def test_it_can_be_sent_to_a_process():
+    dataset = full_batches(np.arange(20), 4, shuffle=True, seed=1)
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.testing.assert_array_equal(copy[1], dataset[1])
+    dataset.on_epoch_begin()
+    first = dataset[0].tolist()
+    dataset.on_epoch_end()  # after two batches: the epoch is not over
+    assert dataset[0].tolist() == first
+    # What other processes read is not known here.
+    copy.use_multiprocessing = True
+    copy.on_epoch_begin()
+    copy.on_epoch_end()
+    assert copy[0].tolist() != first

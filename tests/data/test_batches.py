@@ -236,61 +236,65 @@ def test_endless_data(source):
             len(dataset)
 
 
-if BACKEND == "tensorflow":
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize("kind", ["PyDataset", "function"])
+def test_keras_alone_loses_the_size(kind):
+    """Why these come as `tf.data`."""
+    model = reading.two_towers()
+    data = {
+        "PyDataset": Batches(size=4),
+        "function": ((b,) for b in Batches(size=4)),
+    }[kind]
+    with pytest.raises(inbatch_neg.PartialBatchError):
+        model.fit(data, verbose=0, shuffle=False)
 
-    @pytest.mark.parametrize("kind", ["PyDataset", "function"])
-    def test_keras_alone_loses_the_size(kind):
-        """Why these come as `tf.data`."""
-        model = reading.two_towers()
-        data = {
-            "PyDataset": Batches(size=4),
-            "function": ((b,) for b in Batches(size=4)),
-        }[kind]
-        with pytest.raises(inbatch_neg.PartialBatchError):
-            model.fit(data, verbose=0, shuffle=False)
 
-else:
-
-    def batches_of_fit(dataset, **arguments):
-        """Returns the first user of every batch that `fit` trains on."""
-        seen = []
-        model = reading.two_towers()
-        original = type(dataset).__getitem__
-        try:
-            type(dataset).__getitem__ = lambda self, index: (
-                seen.append(original(self, index)) or seen[-1]
-            )
-            model.fit(dataset, verbose=0, **arguments)
-        finally:
-            type(dataset).__getitem__ = original
-        return [int(batch["user"][0]) for batch in seen]
-
-    @pytest.mark.parametrize("shuffle", [False, True])
-    def test_every_epoch_begins_with_the_first_batch(shuffle):
-        """Though Keras reads one before, to build the model."""
-        dataset = full_batches(Batches(), 4, batched=True)
-        found = batches_of_fit(dataset, epochs=2, shuffle=shuffle)
-        assert found[-10:] == [0, 4, 8, 12, 16] * 2
-
-    def test_steps_per_epoch_go_on():
-        dataset = full_batches(Batches(), 4, batched=True)
-        found = batches_of_fit(
-            dataset, epochs=3, steps_per_epoch=4, shuffle=False
+def batches_of_fit(dataset, **arguments):
+    """Returns the first user of every batch that `fit` trains on."""
+    seen = []
+    model = reading.two_towers()
+    original = type(dataset).__getitem__
+    try:
+        type(dataset).__getitem__ = lambda self, index: (
+            seen.append(original(self, index)) or seen[-1]
         )
-        # Keras ends an epoch early where the data ends.
-        assert found == [0, *(0, 4, 8, 12), 16, *(0, 4, 8, 12)]
+        model.fit(dataset, verbose=0, **arguments)
+    finally:
+        type(dataset).__getitem__ = original
+    return [int(batch["user"][0]) for batch in seen]
 
-    def test_counting_says_so(caplog, monkeypatch):
-        monkeypatch.setattr(stream, "_PATIENCE", -1.0)
-        dataset = full_batches(function, 4, batched=True)
-        with caplog.at_level(logging.WARNING, "inbatch_neg"):
-            assert len(dataset) == 5
-        (message,) = caplog.messages
-        assert "never ends" in message and "steps_per_epoch" in message
 
-    def test_one_process_reads_it():
-        dataset = full_batches(Batches(), 4, batched=True)
-        dataset.workers = 2
-        dataset.use_multiprocessing = True
-        with pytest.raises(TypeError, match="several processes"):
-            pickle.dumps(dataset)
+@pytest.mark.backends("jax", "torch")
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_every_epoch_begins_with_the_first_batch(shuffle):
+    """Though Keras reads one before, to build the model."""
+    dataset = full_batches(Batches(), 4, batched=True)
+    found = batches_of_fit(dataset, epochs=2, shuffle=shuffle)
+    assert found[-10:] == [0, 4, 8, 12, 16] * 2
+
+
+@pytest.mark.backends("jax", "torch")
+def test_steps_per_epoch_go_on():
+    dataset = full_batches(Batches(), 4, batched=True)
+    found = batches_of_fit(dataset, epochs=3, steps_per_epoch=4, shuffle=False)
+    # Keras ends an epoch early where the data ends.
+    assert found == [0, *(0, 4, 8, 12), 16, *(0, 4, 8, 12)]
+
+
+@pytest.mark.backends("jax", "torch")
+def test_counting_says_so(caplog, monkeypatch):
+    monkeypatch.setattr(stream, "_PATIENCE", -1.0)
+    dataset = full_batches(function, 4, batched=True)
+    with caplog.at_level(logging.WARNING, "inbatch_neg"):
+        assert len(dataset) == 5
+    (message,) = caplog.messages
+    assert "never ends" in message and "steps_per_epoch" in message
+
+
+@pytest.mark.backends("jax", "torch")
+def test_one_process_reads_it():
+    dataset = full_batches(Batches(), 4, batched=True)
+    dataset.workers = 2
+    dataset.use_multiprocessing = True
+    with pytest.raises(TypeError, match="several processes"):
+        pickle.dumps(dataset)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from inbatch_neg import full_batches
 from tests.data.reading import BACKEND, epoch
@@ -22,18 +23,16 @@ def run():
     return [line for line in lines if line.startswith(("arrays", "function"))]
 
 
-if BACKEND == "tensorflow":
+@pytest.mark.backends("tensorflow")
+def test_mirrored_strategy():
+    dataset = full_batches(np.arange(20), 8, shuffle=True, seed=5)
+    order = epoch(dataset)[0].tolist()
+    in_order = list(range(8))
+    assert run() == [f"arrays 4 {order}", f"function 4 {in_order}"]
 
-    def test_mirrored_strategy():
-        dataset = full_batches(np.arange(20), 8, shuffle=True, seed=5)
-        order = epoch(dataset)[0].tolist()
-        in_order = list(range(8))
-        assert run() == [f"arrays 4 {order}", f"function 4 {in_order}"]
 
-
-if BACKEND == "jax":
-
-    def test_data_parallel():
-        arrays, function = run()
-        assert arrays.startswith("arrays 2 [")
-        assert function == f"function 2 {list(range(8))}"
+@pytest.mark.backends("jax")
+def test_data_parallel():
+    arrays, function = run()
+    assert arrays.startswith("arrays 2 [")
+    assert function == f"function 2 {list(range(8))}"

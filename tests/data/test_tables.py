@@ -11,7 +11,7 @@ import torch
 
 from inbatch_neg import full_batches
 from tests.data import reading
-from tests.data.reading import BACKEND, epoch
+from tests.data.reading import epoch
 
 NUMBERS = np.arange(10)
 PAIRS = {"user": np.arange(20), "item": np.arange(20)[::-1].copy()}
@@ -156,18 +156,17 @@ def test_columns_that_no_batch_can_hold(kind):
     reading.check_refused(*COLUMNS[kind])
 
 
-if BACKEND == "tensorflow":
-
-    @pytest.mark.parametrize(
-        "names",
-        [
-            polars.Series(["a", "bc"] * 2),
-            polars.Series(["a", "bc"] * 2, dtype=polars.Categorical),
-            pyarrow.array(["a", "bc"] * 2),
-            pyarrow.array(["a", "bc"] * 2).dictionary_encode(),
-            pandas.Series(["a", "bc"] * 2, dtype="string[pyarrow]"),
-        ],
-    )
-    def test_strings(names):
-        (batch,) = epoch(full_batches({"name": names}, 4))
-        assert batch["name"].tolist() == [b"a", b"bc", b"a", b"bc"]
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize(
+    "names",
+    [
+        polars.Series(["a", "bc"] * 2),
+        polars.Series(["a", "bc"] * 2, dtype=polars.Categorical),
+        pyarrow.array(["a", "bc"] * 2),
+        pyarrow.array(["a", "bc"] * 2).dictionary_encode(),
+        pandas.Series(["a", "bc"] * 2, dtype="string[pyarrow]"),
+    ],
+)
+def test_strings(names):
+    (batch,) = epoch(full_batches({"name": names}, 4))
+    assert batch["name"].tolist() == [b"a", b"bc", b"a", b"bc"]

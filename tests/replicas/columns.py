@@ -67,6 +67,7 @@ def on_jax():
 def on_tensorflow():
     import tensorflow as tf
 
+    groups.split_cpu(REPLICAS)
     strategy = groups.mirrored(REPLICAS)
     with strategy.scope():
         made = layers()

@@ -11,7 +11,8 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[2]
-TIMEOUT = 240
+# Long: a hang is rare, and slow machines are not.
+TIMEOUT = 480
 
 
 def free_ports(number):
@@ -108,7 +109,7 @@ def assert_equal_results(expected, actual, cases=()):
             if name.split("/")[0] in cases
         }
     assert set(expected) == set(actual)
-    assert len(expected) >= 5 * len(cases) + 5 * (not cases)
+    assert len(expected) >= 5 * max(len(cases), 1)
     for name in expected:
         assert np.isfinite(actual[name]).all(), name
         # A weight near zero is a difference of larger ones: relative to the

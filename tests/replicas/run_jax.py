@@ -1,13 +1,13 @@
-"""Trains every case on JAX: alone, data parallel, or on a 2-D mesh.
+"""Trains on JAX: alone, data parallel, or on a 2-D mesh.
 
-Arguments: output file, way ("fit" or "loop"), distribution ("none", "data"
-or "model"), number of devices, cases (all, unless named).
+Arguments: folder of the results, and runs as `problem.Run` reads them. Their
+kinds: "none", "data" and "model".
 """
 
 import os
 import sys
 
-_DEVICES = int(sys.argv[4])
+_DEVICES = 4  # the first of them alone, without a distribution
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
 
 import jax  # noqa: E402
@@ -23,6 +23,7 @@ LEARNING_RATE = 0.5
 def set_distribution(kind):
     devices = keras.distribution.list_devices("cpu")
     assert len(devices) == _DEVICES, devices
+    chosen = None
     if kind == "data":
         chosen = keras.distribution.DataParallel(devices=devices)
     elif kind == "model":
@@ -87,22 +88,21 @@ def loop(towers, dataset):
     return losses
 
 
-def main(output, way, kind, _, *cases):
-    if kind != "none":
-        set_distribution(kind)
+def train(run):
+    set_distribution(run.kind)
     results = {}
-    for case in cases or problem.CASES:
-        towers = problem.model(case, cross_replica=kind != "none")
-        if kind == "model":
+    for case in run.cases or problem.CASES:
+        towers = problem.model(case, cross_replica=run.kind != "none")
+        if run.kind == "model":
             held = towers.users.embeddings.value.sharding
             assert not held.is_fully_replicated, held
-        if way == "fit":
+        if run.way == "fit":
             losses = problem.fit(towers, dataset_of(case), LEARNING_RATE)
         else:
             losses = loop(towers, dataset_of(case))
         results[case] = problem.result(towers, losses)
-    problem.save(output, results)
+    return results
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    problem.main(train, *sys.argv[1:])

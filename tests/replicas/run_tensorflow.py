@@ -1,7 +1,7 @@
-"""Trains every case on TensorFlow: alone, mirrored, or as one of workers.
+"""Trains on TensorFlow: alone, mirrored, or as one of several workers.
 
-Arguments: output file, way ("fit" or "loop"), strategy ("none", "mirrored"
-or "workers"), number of devices, cases (all, unless named).
+Arguments: folder of the results, and runs as `problem.Run` reads them. Their
+kinds: "none", "mirrored" and "workers".
 """
 
 import sys
@@ -59,21 +59,23 @@ def loop(strategy, towers, dataset):
     return [float(global_step(data)) for data in dataset]
 
 
-def main(output, way, kind, devices, *cases):
-    strategy = strategy_of(kind, int(devices))
+def train(run):
+    strategy = strategy_of(run.kind, run.devices)
     count = strategy.num_replicas_in_sync
-    assert count == int(devices), f"{count} replicas, not {devices}"
+    assert count == run.devices, f"{count} replicas, not {run.devices}"
     results = {}
-    for case in cases or problem.CASES:
+    for case in run.cases or problem.CASES:
         with strategy.scope():
             towers = problem.model(case, cross_replica=count > 1)
-            if way == "fit":
+            if run.way == "fit":
                 losses = problem.fit(towers, dataset_of(case), LEARNING_RATE)
-        if way == "loop":
+        if run.way == "loop":
             losses = loop(strategy, towers, dataset_of(case))
         results[case] = problem.result(towers, losses)
-    problem.save(output, results)
+    return results
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if "workers" not in sys.argv[2]:
+        groups.split_cpu(4)
+    problem.main(train, *sys.argv[1:])

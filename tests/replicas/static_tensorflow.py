@@ -25,6 +25,7 @@ def towers(softmax):
 
 
 def main():
+    groups.split_cpu(REPLICAS)
     strategy = groups.mirrored(REPLICAS)
     rows = np.ones((ROWS, DIMENSIONS), "float32")
     make = inbatch_neg.InBatchNegativeSoftmax
