@@ -67,7 +67,6 @@ def on_jax():
 def on_tensorflow():
     import tensorflow as tf
 
-    groups.split_cpu(REPLICAS)
     strategy = groups.mirrored(REPLICAS)
     with strategy.scope():
         made = layers()

@@ -21,7 +21,6 @@ ROWS, STEPS, EPOCHS = 64, 40, 3
 
 def scope_of_two_devices():
     if keras.backend.backend() == "tensorflow":
-        groups.split_cpu(2)
         return groups.mirrored(2).scope()
     keras.distribution.set_distribution(keras.distribution.DataParallel())
     return contextlib.nullcontext()

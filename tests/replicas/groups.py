@@ -6,20 +6,14 @@ No engine is imported before it is asked for.
 import datetime
 
 
-def split_cpu(devices):
-    """Lets TensorFlow have logical CPU devices, if called before any work."""
+def mirrored(devices):
+    """Returns a `MirroredStrategy` of logical CPU devices."""
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * devices
     )
-
-
-def mirrored(devices):
-    """Returns a `MirroredStrategy` of the first of the logical devices."""
-    import tensorflow as tf
-
     return tf.distribute.MirroredStrategy(
         [f"CPU:{number}" for number in range(devices)]
     )

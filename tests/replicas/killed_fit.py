@@ -43,7 +43,6 @@ def main(output, folder, event):
         )
         strategy = tf.distribute.get_strategy()
     else:
-        groups.split_cpu(2)
         strategy = groups.mirrored(2)
         assert strategy.num_replicas_in_sync == 2
     dataset = tf.data.Dataset.from_tensor_slices(problem.data())

@@ -11,8 +11,7 @@ import time
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Long: a hang is rare, and slow machines are not.
-TIMEOUT = 480
+TIMEOUT = 240
 
 
 def free_ports(number):
@@ -109,7 +108,7 @@ def assert_equal_results(expected, actual, cases=()):
             if name.split("/")[0] in cases
         }
     assert set(expected) == set(actual)
-    assert len(expected) >= 5 * max(len(cases), 1)
+    assert len(expected) >= 5 * len(cases) + 5 * (not cases)
     for name in expected:
         assert np.isfinite(actual[name]).all(), name
         # A weight near zero is a difference of larger ones: relative to the

@@ -4,14 +4,11 @@ A program of this folder trains every case for three steps of SGD from the
 same weights and writes what came out; the test compares the files.
 """
 
-import pathlib
-
 import keras
 import numpy as np
 
 import inbatch_neg
 from tests import internals
-from tests.replicas.runs import Run
 
 # The batches are small, and large ones are to be tested.
 internals.compute_in_chunks_from_now_on()
@@ -218,10 +215,3 @@ def save(path, results):
             for name, value in values.items()
         },
     )
-
-
-def main(train, folder, *runs):
-    """Trains each run, and writes its results to a file of its name."""
-    for run in runs:
-        results = train(Run.read(run))
-        save(pathlib.Path(folder) / f"{run}.npz", results)

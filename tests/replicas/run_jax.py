@@ -1,13 +1,13 @@
-"""Trains on JAX: alone, data parallel, or on a 2-D mesh.
+"""Trains every case on JAX: alone, data parallel, or on a 2-D mesh.
 
-Arguments: folder of the results, and runs as `problem.Run` reads them. Their
-kinds: "none", "data" and "model".
+Arguments: output file, way ("fit" or "loop"), distribution ("none", "data"
+or "model"), number of devices, cases (all, unless named).
 """
 
 import os
 import sys
 
-_DEVICES = 4  # the first of them alone, without a distribution
+_DEVICES = int(sys.argv[4])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
 
 import jax  # noqa: E402
@@ -23,7 +23,6 @@ LEARNING_RATE = 0.5
 def set_distribution(kind):
     devices = keras.distribution.list_devices("cpu")
     assert len(devices) == _DEVICES, devices
-    chosen = None
     if kind == "data":
         chosen = keras.distribution.DataParallel(devices=devices)
     elif kind == "model":
@@ -88,21 +87,22 @@ def loop(towers, dataset):
     return losses
 
 
-def train(run):
-    set_distribution(run.kind)
+def main(output, way, kind, _, *cases):
+    if kind != "none":
+        set_distribution(kind)
     results = {}
-    for case in run.cases or problem.CASES:
-        towers = problem.model(case, cross_replica=run.kind != "none")
-        if run.kind == "model":
+    for case in cases or problem.CASES:
+        towers = problem.model(case, cross_replica=kind != "none")
+        if kind == "model":
             held = towers.users.embeddings.value.sharding
             assert not held.is_fully_replicated, held
-        if run.way == "fit":
+        if way == "fit":
             losses = problem.fit(towers, dataset_of(case), LEARNING_RATE)
         else:
             losses = loop(towers, dataset_of(case))
         results[case] = problem.result(towers, losses)
-    return results
+    problem.save(output, results)
 
 
 if __name__ == "__main__":
-    problem.main(train, *sys.argv[1:])
+    main(*sys.argv[1:])

@@ -1,7 +1,7 @@
-"""Trains on TensorFlow: alone, mirrored, or as one of several workers.
+"""Trains every case on TensorFlow: alone, mirrored, or as one of workers.
 
-Arguments: folder of the results, and runs as `problem.Run` reads them. Their
-kinds: "none", "mirrored" and "workers".
+Arguments: output file, way ("fit" or "loop"), strategy ("none", "mirrored"
+or "workers"), number of devices, cases (all, unless named).
 """
 
 import sys
@@ -59,23 +59,21 @@ def loop(strategy, towers, dataset):
     return [float(global_step(data)) for data in dataset]
 
 
-def train(run):
-    strategy = strategy_of(run.kind, run.devices)
+def main(output, way, kind, devices, *cases):
+    strategy = strategy_of(kind, int(devices))
     count = strategy.num_replicas_in_sync
-    assert count == run.devices, f"{count} replicas, not {run.devices}"
+    assert count == int(devices), f"{count} replicas, not {devices}"
     results = {}
-    for case in run.cases or problem.CASES:
+    for case in cases or problem.CASES:
         with strategy.scope():
             towers = problem.model(case, cross_replica=count > 1)
-            if run.way == "fit":
+            if way == "fit":
                 losses = problem.fit(towers, dataset_of(case), LEARNING_RATE)
-        if run.way == "loop":
+        if way == "loop":
             losses = loop(strategy, towers, dataset_of(case))
         results[case] = problem.result(towers, losses)
-    return results
+    problem.save(output, results)
 
 
 if __name__ == "__main__":
-    if "workers" not in sys.argv[2]:
-        groups.split_cpu(4)
-    problem.main(train, *sys.argv[1:])
+    main(*sys.argv[1:])

@@ -1,10 +1,8 @@
-"""Trains every case on PyTorch: as one process of four, of two, and alone.
+"""Trains every case on PyTorch: alone, or as one process of several.
 
-Arguments: folder of the results, rank, and the port of each group, the sizes
-of which are `SIZES`. A process writes to "rank_of_size.npz".
+Arguments: output file, rank, number of processes, port.
 """
 
-import pathlib
 import sys
 
 import keras
@@ -49,10 +47,10 @@ def loop(towers, case, rank, count):
     return losses
 
 
-SIZES = (4, 2, 1)
-
-
-def train(output, rank, count, port):
+def main(output, rank, count, port):
+    rank, count = int(rank), int(count)
+    torch.set_num_threads(1)
+    keras.config.disable_traceback_filtering()
     if count > 1:
         groups.join(rank, count, port)
     results = {}
@@ -65,16 +63,6 @@ def train(output, rank, count, port):
     problem.save(output, results)
     if count > 1:
         distributed.destroy_process_group()
-
-
-def main(folder, rank, *ports):
-    rank = int(rank)
-    torch.set_num_threads(1)
-    keras.config.disable_traceback_filtering()
-    for count, port in zip(SIZES, ports, strict=True):
-        if rank < count:
-            output = pathlib.Path(folder) / f"{rank}_of_{count}.npz"
-            train(output, rank, count, port)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ def towers(softmax):
 
 
 def main():
-    groups.split_cpu(REPLICAS)
     strategy = groups.mirrored(REPLICAS)
     rows = np.ones((ROWS, DIMENSIONS), "float32")
     make = inbatch_neg.InBatchNegativeSoftmax

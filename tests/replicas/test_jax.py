@@ -5,38 +5,45 @@ import json
 import pytest
 
 from tests.replicas import launch
-from tests.replicas.runs import Run
 
 ENGINE = "jax"
 
 pytestmark = pytest.mark.backends(ENGINE)
 
 
-ALONE = [Run("fit", "none", 1), Run("loop", "none", 1, "few")]
-DISTRIBUTED = [
-    Run("fit", "data", 4),
-    Run("fit", "model", 4, "few"),
-    Run("loop", "data", 4, "few"),
-    Run("loop", "model", 4, "few"),
-]
+# By way of training and distribution: `fit` of one of them takes all cases.
+FEW = ("everything", "rotation", "memory", "chunked")
+
+
+def train(output, *arguments):
+    return launch.start(
+        "run_jax", output, *arguments, engine=ENGINE, log=f"{output}.log"
+    )
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of what one device and four have trained."""
-    folder = tmp_path_factory.mktemp("trained")
-    arguments = (folder, *ALONE, *DISTRIBUTED)
-    log = folder / "run.log"
-    launch.finish([launch.start("run_jax", *arguments, engine=ENGINE, log=log)])
-    return folder
+def alone(tmp_path_factory):
+    """One device with the global batch, by way of training."""
+    folder = tmp_path_factory.mktemp("alone")
+    files = {way: folder / f"{way}.npz" for way in ("fit", "loop")}
+    launch.finish([train(files["fit"], "fit", "none", 1)])
+    launch.finish([train(files["loop"], "loop", "none", 1, *FEW)])
+    return files
 
 
-@pytest.mark.parametrize("run", DISTRIBUTED, ids=str)
-def test_four_devices_equal_one_device(trained, run):
-    (alone,) = (one for one in ALONE if one.way == run.way)
-    launch.assert_equal_results(
-        trained / f"{alone}.npz", trained / f"{run}.npz", run.cases
-    )
+@pytest.mark.parametrize(
+    "way, kind, cases",
+    [
+        ("fit", "data", ()),
+        ("fit", "model", FEW),
+        ("loop", "data", FEW),
+        ("loop", "model", FEW),
+    ],
+)
+def test_four_devices_equal_one_device(alone, tmp_path, way, kind, cases):
+    file = tmp_path / "distributed.npz"
+    launch.finish([train(file, way, kind, 4, *cases)])
+    launch.assert_equal_results(alone[way], file, cases)
 
 
 def test_columns_follow_the_global_batch(tmp_path):

@@ -5,49 +5,34 @@ import json
 import pytest
 
 from tests.replicas import launch
-from tests.replicas.runs import Run
 
 ENGINE = "tensorflow"
 
 pytestmark = pytest.mark.backends(ENGINE)
 
 
-ALONE = [Run("fit", "none", 1), Run("loop", "none", 1, "few")]
-MIRRORED = [
-    Run("fit", "mirrored", 2),
-    Run("fit", "mirrored", 4, "few"),  # enough to see their order
-    Run("loop", "mirrored", 2, "few"),
-]
+# Enough to see the order of four replicas; two devices train every case.
+FEW = ("everything", "rotation", "memory", "chunked")
+
+
+def train(output, *arguments):
+    return launch.start(
+        "run_tensorflow",
+        output,
+        *arguments,
+        engine=ENGINE,
+        log=f"{output}.log",
+    )
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of what one device and mirrored devices have trained."""
-    folder = tmp_path_factory.mktemp("trained")
-    # The collectives of a process are of one size, for good.
-    by_size = (
-        [*ALONE, *(run for run in MIRRORED if run.devices == 2)],
-        [run for run in MIRRORED if run.devices == 4],
-    )
-    launch.finish(
-        [
-            launch.start(
-                "run_tensorflow",
-                folder,
-                *runs,
-                engine=ENGINE,
-                log=folder / f"{number}.log",
-            )
-            for number, runs in enumerate(by_size)
-        ]
-    )
-    return folder
-
-
-def alone(folder, run):
-    """The results of one device, by the same way of training."""
-    (found,) = (one for one in ALONE if one.way == run.way)
-    return folder / f"{found}.npz"
+def alone(tmp_path_factory):
+    """One device with the global batch, by way of training."""
+    folder = tmp_path_factory.mktemp("alone")
+    files = {way: folder / f"{way}.npz" for way in ("fit", "loop")}
+    for way, file in files.items():
+        launch.finish([train(file, way, "none", 1)])
+    return files
 
 
 def workers(program, number, log, *arguments):
@@ -72,25 +57,32 @@ def workers(program, number, log, *arguments):
     ]
 
 
-@pytest.mark.parametrize("run", MIRRORED, ids=str)
-def test_mirrored_devices_equal_one_device(trained, run):
-    launch.assert_equal_results(
-        alone(trained, run), trained / f"{run}.npz", run.cases
-    )
+@pytest.mark.parametrize(
+    "way, devices, cases",
+    [("fit", 2, ()), ("fit", 4, FEW), ("loop", 2, ()), ("loop", 4, FEW)],
+)
+def test_mirrored_devices_equal_one_device(
+    alone, tmp_path, way, devices, cases
+):
+    file = tmp_path / "mirrored.npz"
+    launch.finish([train(file, way, "mirrored", devices, *cases)])
+    launch.assert_equal_results(alone[way], file, cases)
 
 
-def test_two_workers_equal_one_device(trained, tmp_path):
-    run = Run("loop", "workers", 2, "few")
-    for rank in range(2):
-        (tmp_path / str(rank)).mkdir()
-    folder = tmp_path / "{rank}"
+def test_two_workers_equal_one_device(alone, tmp_path):
     launch.finish(
-        workers("run_tensorflow", 2, tmp_path / "worker", folder, run)
+        workers(
+            "run_tensorflow",
+            2,
+            tmp_path / "worker",
+            tmp_path / "{rank}.npz",
+            "loop",
+            "workers",
+            2,
+        )
     )
     for rank in range(2):
-        launch.assert_equal_results(
-            alone(trained, run), tmp_path / str(rank) / f"{run}.npz", run.cases
-        )
+        launch.assert_equal_results(alone["loop"], tmp_path / f"{rank}.npz")
 
 
 def faulty(folder, number, event):

@@ -9,13 +9,13 @@ ENGINE = "torch"
 pytestmark = pytest.mark.backends(ENGINE)
 
 
-def together(program, folder, number, *event):
+def together(program, folder, number, *event, wanted=None):
     """Starts `number` processes of a program that takes rank, number, port."""
     (port,) = launch.free_ports(1)
     return [
         launch.start(
             program,
-            folder,
+            folder if wanted is None else folder / wanted.format(rank),
             rank,
             number,
             port,
@@ -27,38 +27,29 @@ def together(program, folder, number, *event):
     ]
 
 
+def train(folder, number):
+    """Starts processes that train every case."""
+    return together("run_torch", folder, number, wanted="{}.npz")
+
+
 def faulty(folder, number, event):
     """Starts processes in which something goes wrong."""
     return together("faults_torch", folder, number, event)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of what one process, two and four have trained."""
-    folder = tmp_path_factory.mktemp("trained")
-    ports = launch.free_ports(3)
-    launch.finish(
-        [
-            launch.start(
-                "run_torch",
-                folder,
-                rank,
-                *ports,
-                engine=ENGINE,
-                log=folder / f"{rank}.log",
-            )
-            for rank in range(4)
-        ]
-    )
-    return folder
+def alone(tmp_path_factory):
+    """One process with the global batch."""
+    folder = tmp_path_factory.mktemp("alone")
+    launch.finish(train(folder, 1))
+    return folder / "0.npz"
 
 
 @pytest.mark.parametrize("number", [2, 4])
-def test_processes_equal_one_process(trained, number):
+def test_processes_equal_one_process(alone, tmp_path, number):
+    launch.finish(train(tmp_path, number))
     for rank in range(number):
-        launch.assert_equal_results(
-            trained / "0_of_1.npz", trained / f"{rank}_of_{number}.npz"
-        )
+        launch.assert_equal_results(alone, tmp_path / f"{rank}.npz")
 
 
 def test_columns_follow_the_global_batch(tmp_path):
