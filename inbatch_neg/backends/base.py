@@ -45,6 +45,16 @@ class Tuning(NamedTuple):
     max_dense_scores: int = 2**16
 
 
+# Not measured: no GPU was available. A GPU needs larger chunks to be busy, and
+# has the memory for them. Others measured that 8,192 rows are enough.
+GPU_TUNING = Tuning(
+    chunk_scores=2**26,
+    max_chunk_rows=8192,
+    table_scores=2**24,
+    max_dense_scores=2**20,
+)
+
+
 class Collectives:
     """How the replicas of one training step exchange tensors.
 
@@ -107,9 +117,11 @@ class Backend:
     Attributes:
         name: As Keras calls it.
         id_dtypes: What ids may be; every one of these can be sorted.
+        cpu_tuning: The sizes that are fast on a CPU.
     """
 
     name: str
+    cpu_tuning: Tuning = Tuning()
     id_dtypes: tuple[str, ...] = (
         "int8",
         "int16",
@@ -141,10 +153,14 @@ class Backend:
     def tuning(self, tensor: Tensor) -> Tuning:
         """Returns the sizes that are fast where `tensor` is computed.
 
-        Measured on CPUs with 2 cores, B from 64 to 131,072 and D = 64, by
-        `python -m tests.benchmarks`.
+        Those of CPUs were measured with 2 cores, B from 64 to 131,072 and
+        D = 64, by `python -m tests.benchmarks`.
         """
-        return Tuning()
+        return GPU_TUNING if self.is_on_gpu(tensor) else self.cpu_tuning
+
+    def is_on_gpu(self, tensor: Tensor) -> bool:
+        """Whether `tensor` is, or will be, computed on a GPU or a TPU."""
+        raise NotImplementedError
 
     # Rows and ids
 

@@ -24,6 +24,13 @@ class JaxBackend(Backend):
             tensor, jax.core.Tracer
         )
 
+    def is_on_gpu(self, tensor: Tensor) -> bool:
+        """Asks an array for its devices; a tracer goes to the default one."""
+        if self.are_readable(tensor):
+            return any(d.platform != "cpu" for d in tensor.devices())
+        device = jax.config.jax_default_device or jax.devices()[0]
+        return getattr(device, "platform", device) != "cpu"
+
     def widest_integer(self) -> str:
         """Depends on a setting of JAX."""
         return "int64" if jax.config.jax_enable_x64 else "int32"

@@ -1,6 +1,7 @@
 """What differs on TensorFlow: strings, unknown sizes, graphs, strategies."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import keras
@@ -22,6 +23,12 @@ class TensorFlowBackend(Backend):
     def are_readable(self, tensor: Tensor) -> bool:
         """True for eager tensors."""
         return tf.executing_eagerly() and hasattr(tensor, "numpy")
+
+    def is_on_gpu(self, tensor: Tensor) -> bool:
+        """Asks an eager tensor; a graph goes to a GPU if there is one."""
+        if self.are_readable(tensor):
+            return "CPU" not in tensor.device
+        return _has_gpu()
 
     def update_rows(self, tensor: Tensor, start: Size, rows: Tensor) -> Tensor:
         """Scatters the rows: a slice update would copy the whole tensor."""
@@ -149,6 +156,12 @@ class TensorFlowBackend(Backend):
         in is checked when the first step is traced.
         """
         return _strategy_count() > 1
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    kinds = {device.device_type for device in tf.config.list_logical_devices()}
+    return not kinds.isdisjoint({"GPU", "TPU"})
 
 
 def _after(check: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -19,6 +19,13 @@ class TorchBackend(Backend):
     """PyTorch, eager or compiled, and in a default process group."""
 
     name = "torch"
+    # PyTorch runs each operation from Python, so chunks must save more to pay
+    # for their own operations. Several vectors are that many more, so their
+    # chunks are larger. A chunk has at most 16 MB of float32: glibc gives
+    # blocks above 32 MB back to the system.
+    cpu_tuning = Tuning(
+        max_chunk_scores=2**22, table_scores=2**21, max_dense_scores=2**18
+    )
 
     def are_readable(self, tensor: Tensor) -> bool:
         """True for eager tensors on the CPU; a GPU would have to wait."""
@@ -57,20 +64,9 @@ class TorchBackend(Backend):
         """Adds in place."""
         return tensor.add_(self.matmul_no_grad(left, right))
 
-    def tuning(self, tensor: Tensor) -> Tuning:
-        """Returns larger dense matrices and smaller chunks than elsewhere.
-
-        PyTorch runs each operation from Python, so chunks must save more to
-        pay for their own operations. Several vectors are that many more, so
-        their chunks are larger. On the CPU a chunk has at most 16 MB of
-        float32: glibc gives blocks above 32 MB back to the system.
-        """
-        limit = 2**22 if tensor.device.type == "cpu" else 2**31 - 1
-        return Tuning(
-            max_chunk_scores=limit,
-            table_scores=2**21,
-            max_dense_scores=2**18,
-        )
+    def is_on_gpu(self, tensor: Tensor) -> bool:
+        """Asks the tensor."""
+        return tensor.device.type not in ("cpu", "meta")
 
     def update_rows(self, tensor: Tensor, start: Size, rows: Tensor) -> Tensor:
         """Writes in place: a slice update would copy the whole tensor."""

@@ -1,4 +1,4 @@
-"""The matrix products that differ by backend, against NumPy."""
+"""What every backend overrides: products, against NumPy, and tuning sizes."""
 
 import contextlib
 
@@ -7,7 +7,13 @@ import pytest
 from keras import ops
 
 from inbatch_neg.backends import backend
-from tests.helpers import BACKEND, to_numpy
+from tests.helpers import (
+    BACKEND,
+    batch_of,
+    check_loss,
+    to_numpy,
+    value_and_gradients,
+)
 
 # Dimensions, rows, candidates.
 SIZES = [(3, 4, 5), (16, 70, 1000), (1, 300, 300)]
@@ -57,3 +63,25 @@ def test_products(size, dtype):
         assert actual.dtype == ("float64" if exact else "float32"), name
         error = np.abs(actual - expected).max() / np.abs(expected).max()
         assert error < (1e-13 if exact else 1e-5), name
+
+
+def test_sizes_of_a_cpu():
+    """Eager and compiled; no machine of the tests has a GPU."""
+    found = []
+
+    def function(query):
+        found.append(backend.tuning(query))
+        return ops.sum(query, axis=1)
+
+    for compiled in (False, True):
+        value_and_gradients(
+            function, {"query": np.ones((2, 3), "float32")}, compiled=compiled
+        )
+    assert len(found) >= 2
+    assert set(found) == {backend.cpu_tuning}
+
+
+def test_losses_with_the_sizes_of_a_gpu(monkeypatch, each_path):
+    monkeypatch.setattr(backend, "is_on_gpu", lambda tensor: True)
+    assert backend.tuning(None).max_chunk_rows == 8192
+    check_loss(batch_of(50, 60))
