@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
-from inbatch_neg import arguments
+from inbatch_neg import arguments, batch_checks
 from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.softmax import exact
 from inbatch_neg.softmax.batch import Batch
@@ -91,8 +91,8 @@ def in_batch_softmax_loss(
         query_mask=query_mask,
     )
     with backend.restore_model_state():
-        batch = arguments.to_tensors(batch)
-        arguments.check_batch(batch, backend)
+        batch = batch_checks.to_tensors(batch)
+        batch_checks.check_batch(batch)
         temperature = arguments.temperature(temperature)
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
@@ -133,7 +133,7 @@ def rotation_logits(
     with backend.restore_model_state():
         query = arguments.to_tensor("query", query)
         candidate = arguments.to_tensor("candidate", candidate)
-        arguments.vectors(query, candidate)
+        batch_checks.vectors(query, candidate)
         if candidate.shape[0] != query.shape[0]:
             raise ValueError(
                 "`candidate` must have as many rows as `query` to rotate. "

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments
+from inbatch_neg import arguments, batch_checks
 from inbatch_neg.backends import Tensor, backend, keras_internals
 from inbatch_neg.layers import replicas
 from inbatch_neg.softmax.batch import Batch
@@ -165,7 +165,7 @@ class CrossBatchMemory(keras.layers.Layer):
                 if not backend.symbolic_call_sees_means():
                     self._check(batch)
                 return self._zeros_of_output_shapes(batch)
-            batch = arguments.to_tensors(batch)
+            batch = batch_checks.to_tensors(batch)
             if training:
                 batch = replicas.check_same_shapes(batch)
             self._check(batch)
@@ -215,10 +215,8 @@ class CrossBatchMemory(keras.layers.Layer):
         self._steps.assign(ops.minimum(steps, warmup_steps))
 
     def _check(self, batch: Batch) -> None:
-        arguments.vectors(batch.candidate, batch.candidate)
-        arguments.check_candidate_fields(
-            batch, batch.candidate.shape[0], backend
-        )
+        batch_checks.vectors(batch.candidate, batch.candidate)
+        batch_checks.check_candidate_fields(batch, batch.candidate.shape[0])
         for name in ("candidate_ids", "candidate_sampling_probability"):
             value = getattr(batch, name)
             if (value is None) == (name in self._stored):

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments
+from inbatch_neg import arguments, batch_checks
 from inbatch_neg.backends import Tensor, backend, keras_internals
 from inbatch_neg.backends.base import Size
 from inbatch_neg.layers import replicas
@@ -228,7 +228,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 f"`{self.name}` cannot be exported on the backend "
                 f"{backend.name}. Fix: {EXPORT_TOWER}"
             )
-        batch = arguments.to_tensors(batch)
+        batch = batch_checks.to_tensors(batch)
         if self.cross_replica:
             batch = replicas.check_same_shapes(batch)
         self._check(batch)
@@ -291,7 +291,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         return losses
 
     def _check(self, batch: Batch) -> None:
-        arguments.check_batch(batch, backend)
+        batch_checks.check_batch(batch)
         if self.return_logits and batch.sample_weight is not None:
             raise ValueError(
                 "`sample_weight` cannot be given to the layer with "

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments
+from inbatch_neg import arguments, batch_checks
 from inbatch_neg.backends import Tensor, backend, keras_internals
 from inbatch_neg.backends.base import Size
 from inbatch_neg.layers import hashing, replicas
@@ -154,7 +154,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
             if training:
                 same = replicas.check_same_shapes(Batch(candidate_ids=ids))
                 ids = same.candidate_ids
-            arguments.ids("candidate_ids", ids, None, "candidate", backend)
+            batch_checks.ids("candidate_ids", ids, None, "candidate")
             return self._estimate(ids, training)
 
     def _check(self, candidate_ids: Tensor) -> None:
@@ -166,12 +166,8 @@ class StreamingSamplingProbability(keras.layers.Layer):
             )
         if keras_internals.in_symbolic_call():
             if not backend.symbolic_call_sees_means():
-                arguments.ids(
-                    "candidate_ids",
-                    candidate_ids,
-                    None,
-                    "candidate",
-                    backend,
+                batch_checks.ids(
+                    "candidate_ids", candidate_ids, None, "candidate"
                 )
 
     def _estimate(self, ids: Tensor, training: bool | None) -> Tensor:
@@ -228,9 +224,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
         self, candidate_ids: Tensor, training: bool | None = None
     ) -> keras.KerasTensor:
         """Returns the symbolic output."""
-        arguments.ids(
-            "candidate_ids", candidate_ids, None, "candidate", backend
-        )
+        batch_checks.ids("candidate_ids", candidate_ids, None, "candidate")
         return keras.KerasTensor((candidate_ids.shape[0],), dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
