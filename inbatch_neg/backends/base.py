@@ -5,19 +5,16 @@ No other module names a backend.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from inbatch_neg.backends.tower_call import TowerCall
-
-# A tensor of whichever backend Keras runs on, eager or symbolic.
-Tensor: TypeAlias = Any
-# A Python int where the size is static, else a scalar tensor.
-Size: TypeAlias = Any
+from inbatch_neg.backends.collectives import Collectives, Sharding
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Size, Tensor
 
 
 class Tuning(NamedTuple):
@@ -43,62 +40,6 @@ class Tuning(NamedTuple):
     max_chunk_scores: int = 2**31 - 1
     table_scores: int = 2**18
     max_dense_scores: int = 2**16
-
-
-class Collectives:
-    """How the replicas of one training step exchange tensors.
-
-    Attributes:
-        count: The number of replicas, an int.
-        index: The number of this replica, an int or a scalar tensor.
-    """
-
-    count: int
-    index: Tensor
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """Returns the rows of all replicas, those of the first one first."""
-        raise NotImplementedError
-
-    def check_same_shapes(
-        self,
-        tensors: Mapping[str, Tensor],
-        error: Callable[[str], Exception],
-    ) -> dict[str, Tensor]:
-        """Returns the tensors, refused on every replica if one's differ.
-
-        Args:
-            tensors: Tensors or None by name.
-            error: Makes the exception from a description of what came.
-        """
-        return dict(tensors)
-
-
-class Sharding:
-    """How the rows of global tensors are spread over devices.
-
-    Attributes:
-        count: The number of devices that share the rows.
-    """
-
-    count: int
-
-    def map(
-        self,
-        function: Callable[[dict, dict, Collectives], Tensor],
-        by_row: dict[str, Tensor],
-        replicated: dict[str, Tensor],
-    ) -> Tensor:
-        """Returns what `function` makes of the rows of each device.
-
-        Args:
-            function: Takes this device's part of `by_row`, all of
-                `replicated`, and the `Collectives`; returns a tensor with one
-                entry per row.
-            by_row: Tensors whose rows are spread over the devices.
-            replicated: Tensors that every device gets whole.
-        """
-        raise NotImplementedError
 
 
 class Backend:
@@ -243,7 +184,7 @@ class Backend:
 
     def run_in_chunks(
         self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+    ) -> tuple[list[Tensor], Values]:
         """Returns what a tower makes of its rows, a chunk of them at a time.
 
         Keeps the activations of one chunk alone. The gradient runs each chunk

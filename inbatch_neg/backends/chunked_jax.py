@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,8 @@ import keras
 from jax.experimental import sparse
 
 from inbatch_neg.backends import keras_internals
-from inbatch_neg.backends.tower_call import TowerCall
-
-Tensor: TypeAlias = Any
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -23,7 +22,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 def run_in_chunks(
     call: TowerCall, chunk_size: int
-) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+) -> tuple[list[Tensor], Values]:
     """Returns the outputs of all rows and the assigned state.
 
     A `scan` over the chunks, with the assigned state as its carry. The scan

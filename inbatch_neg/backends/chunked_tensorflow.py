@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-import keras
 import tensorflow as tf
 
-from inbatch_neg.backends.chunked_tensorflow_loops import (
-    Chunks,
-    GraphChunks,
-    joined,
-)
-from inbatch_neg.backends.tower_call import TowerCall
-
-Tensor: TypeAlias = Any
-Values: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
+from inbatch_neg.backends.chunked_tensorflow_gradients import joined
+from inbatch_neg.backends.chunked_tensorflow_loops import Chunks, GraphChunks
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:

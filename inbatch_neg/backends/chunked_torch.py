@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-import keras
 import torch
 from torch.autograd.function import once_differentiable
 from torch.utils import checkpoint
 
 from inbatch_neg.backends import keras_internals
-from inbatch_neg.backends.tower_call import TowerCall
-
-Tensor: TypeAlias = Any
-Values: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -8,8 +8,10 @@ import keras
 from jax.sharding import NamedSharding, PartitionSpec
 
 from inbatch_neg.backends import chunked_jax, keras_internals
-from inbatch_neg.backends.base import Backend, Collectives, Sharding, Tensor
-from inbatch_neg.backends.tower_call import TowerCall
+from inbatch_neg.backends.base import Backend
+from inbatch_neg.backends.collectives import Collectives, Sharding
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Tensor
 
 
 class JaxBackend(Backend):
@@ -38,7 +40,7 @@ class JaxBackend(Backend):
 
     def run_in_chunks(
         self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+    ) -> tuple[list[Tensor], Values]:
         """A `scan` over `jax.checkpoint`."""
         return chunked_jax.run_in_chunks(call, chunk_size)
 

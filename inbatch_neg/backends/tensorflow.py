@@ -3,14 +3,15 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
 from inbatch_neg.backends import chunked_tensorflow, keras_internals
-from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor
-from inbatch_neg.backends.tower_call import TowerCall
+from inbatch_neg.backends.base import Backend
+from inbatch_neg.backends.collectives import Collectives
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Size, Tensor
 
 
 class TensorFlowBackend(Backend):
@@ -68,7 +69,7 @@ class TensorFlowBackend(Backend):
 
     def run_in_chunks(
         self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+    ) -> tuple[list[Tensor], Values]:
         """Two loops in a `tf.custom_gradient`."""
         return chunked_tensorflow.run_in_chunks(call, chunk_size)
 

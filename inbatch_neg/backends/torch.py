@@ -5,14 +5,15 @@ import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 
-import keras
 import torch
 from keras import ops
 from torch import distributed
 
 from inbatch_neg.backends import chunked_torch
-from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor, Tuning
-from inbatch_neg.backends.tower_call import TowerCall
+from inbatch_neg.backends.base import Backend, Tuning
+from inbatch_neg.backends.collectives import Collectives
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Size, Tensor
 
 
 class TorchBackend(Backend):
@@ -101,7 +102,7 @@ class TorchBackend(Backend):
 
     def run_in_chunks(
         self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+    ) -> tuple[list[Tensor], Values]:
         """A custom autograd function."""
         return chunked_torch.run_in_chunks(call, chunk_size)
 

@@ -9,8 +9,10 @@ import keras
 from keras import tree
 
 from inbatch_neg.backends import keras_internals
+from inbatch_neg.backends.types import Tensor
 
-Tensor: TypeAlias = Any
+# Variables and the values that they have, or get.
+Values: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
 
 
 class TowerCall:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 from keras import tree
 
 from inbatch_neg import arguments
-from inbatch_neg.backends import backend, keras_internals
+from inbatch_neg.backends import Tensor, backend, keras_internals
 from inbatch_neg.backends.tower_call import TowerCall
-
-Tensor: TypeAlias = Any
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")

@@ -7,8 +7,7 @@ import keras
 from keras import ops
 
 from inbatch_neg import arguments, batch_checks
-from inbatch_neg.backends import Tensor, backend, keras_internals
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor, backend, keras_internals
 from inbatch_neg.layers import replicas
 from inbatch_neg.layers.batch_size import EXPORT_TOWER, BatchSize
 from inbatch_neg.layers.negative_sampling import NegativeSampling

@@ -1,8 +1,7 @@
 """Which of the other candidates are a row's negatives."""
 
 from inbatch_neg import arguments
-from inbatch_neg.backends import Tensor
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor
 from inbatch_neg.softmax import logits
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.rotation import draw_shifts

@@ -11,8 +11,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from inbatch_neg.backends import Collectives, Sharding, Tensor, backend
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Collectives, Sharding, Size, Tensor, backend
 from inbatch_neg.layers.batch_size import PartialBatchError
 from inbatch_neg.softmax.batch import CANDIDATE_FIELDS, Batch
 

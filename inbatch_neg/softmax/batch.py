@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor
 from inbatch_neg.softmax import vectors
 
 # These have one entry per candidate, the others one per row.

@@ -6,8 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor, backend
 from inbatch_neg.softmax import vectors
 from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
 

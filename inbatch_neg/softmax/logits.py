@@ -6,8 +6,7 @@ is candidate (i + j) mod B), then the extra candidates.
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor
 from inbatch_neg.softmax import vectors
 from inbatch_neg.softmax.best import all_products
 from inbatch_neg.softmax.hardest import hardest_scores

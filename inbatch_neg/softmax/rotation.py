@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor, backend
 from inbatch_neg.softmax.chunks import RowChunks
 from inbatch_neg.softmax.scoring import constant
 
