@@ -115,7 +115,7 @@ def probability(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
             f"Received: dtype={dtype}"
         )
     _length(name, tensor, rows, of)
-    if backend.are_readable(tensor):
+    if backend.is_readable(tensor):
         _probability_values(name, tensor)
 
 
@@ -173,7 +173,7 @@ def query_mask(mask: Tensor, query: Tensor) -> None:
             f"Received: query_mask.shape={_shape(mask)}, "
             f"query.shape={_shape(query)}"
         )
-    if backend.are_readable(mask):
+    if backend.is_readable(mask):
         _query_mask_values(mask)
 
 

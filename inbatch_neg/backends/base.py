@@ -222,7 +222,7 @@ class Backend:
         """
         return list(tensors)
 
-    def are_readable(self, tensor: Tensor) -> bool:
+    def is_readable(self, tensor: Tensor) -> bool:
         """Whether the values of a tensor are at hand, at little cost."""
         return False
 

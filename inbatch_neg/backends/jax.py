@@ -20,7 +20,7 @@ class JaxBackend(Backend):
     name = "jax"
     id_dtypes = (*Backend.id_dtypes, "uint64")
 
-    def are_readable(self, tensor: Tensor) -> bool:
+    def is_readable(self, tensor: Tensor) -> bool:
         """True outside of a trace."""
         return isinstance(tensor, jax.Array) and not isinstance(
             tensor, jax.core.Tracer

@@ -20,7 +20,7 @@ class TensorFlowBackend(Backend):
     name = "tensorflow"
     id_dtypes = (*Backend.id_dtypes, "uint64", "string")
 
-    def are_readable(self, tensor: Tensor) -> bool:
+    def is_readable(self, tensor: Tensor) -> bool:
         """True for eager tensors."""
         return tf.executing_eagerly() and hasattr(tensor, "numpy")
 

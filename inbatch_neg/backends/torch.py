@@ -21,7 +21,7 @@ class TorchBackend(Backend):
 
     name = "torch"
 
-    def are_readable(self, tensor: Tensor) -> bool:
+    def is_readable(self, tensor: Tensor) -> bool:
         """True for eager tensors on the CPU; a GPU would have to wait."""
         return (
             isinstance(tensor, torch.Tensor)

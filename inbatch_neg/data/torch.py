@@ -57,6 +57,19 @@ def from_loader(
     Raises:
         ValueError: if its batches are of another size, or the last is partial.
     """
+    _check_loader(loader, options)
+    if not isinstance(loader.dataset, torch_data.IterableDataset):
+        options.check_rows(len(loader.sampler))  # type: ignore[arg-type]
+    if uses_torch() and not (options.pad or options.columns):
+        return loader
+    loader = copy.copy(loader)
+    loader._iterator = None  # that of persistent workers
+    loader.collate_fn = _Collate(loader.collate_fn, options)
+    return loader
+
+
+def _check_loader(loader: torch_data.DataLoader, options: Options) -> None:
+    """Refuses a loader whose batches differ from what `options` ask for."""
     size = options.batch_size
     received = (
         f"Received: a DataLoader with batch_size={loader.batch_size}, "
@@ -88,14 +101,6 @@ def from_loader(
             "`shuffle=True` cannot change a DataLoader: build it with "
             "`shuffle=True` and a `generator`. " + received
         )
-    if not isinstance(loader.dataset, torch_data.IterableDataset):
-        options.check_rows(len(loader.sampler))  # type: ignore[arg-type]
-    if uses_torch() and not (options.pad or options.columns):
-        return loader
-    loader = copy.copy(loader)
-    loader._iterator = None  # that of persistent workers
-    loader.collate_fn = _Collate(loader.collate_fn, options)
-    return loader
 
 
 def as_stream(loader: torch_data.DataLoader, options: Options) -> Stream:

@@ -117,16 +117,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         coverage: bool = False,
     ) -> None:
         super().__init__()
-        for name, tower in (
-            ("query_model", query_model),
-            ("candidate_model", candidate_model),
-        ):
-            arguments.refuse_keras_2(name, tower)
-            if tower is not None and not isinstance(tower, keras.Model):
-                raise TypeError(
-                    f"`{name}` must be a keras.Model, or None for ready "
-                    f"vectors. Received: {name}={tower!r}"
-                )
+        embedding.check_model("query_model", query_model)
+        embedding.check_model("candidate_model", candidate_model)
         self.query_model, self.candidate_model = query_model, candidate_model
         self.queries, self.candidates = queries, candidates
         self.targets = ids.parse("targets", targets)

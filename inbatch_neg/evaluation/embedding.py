@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from inbatch_neg import arguments
 from inbatch_neg.backends import backend
 from inbatch_neg.data.structures import as_nest
 from inbatch_neg.evaluation import inputs
@@ -76,6 +77,16 @@ def _vectors(name: str, model_name: str, features: Any) -> Any:
     if any(batch.ndim < 2 for batch in batches):
         return np.stack(batches)
     return np.concatenate(batches)
+
+
+def check_model(name: str, model: Any) -> None:
+    """Refuses what is neither a Keras model nor None."""
+    arguments.refuse_keras_2(name, model)
+    if model is not None and not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`{name}` must be a keras.Model, or None if vectors are given. "
+            f"Received: {name}={model!r}"
+        )
 
 
 def check(query: Array, candidate: Array) -> None:

@@ -14,7 +14,6 @@ from inbatch_neg.layers.negative_sampling import NegativeSampling
 from inbatch_neg.layers.temperature import Temperature, from_config
 from inbatch_neg.softmax import exact
 from inbatch_neg.softmax.batch import Batch
-from inbatch_neg.softmax.scoring import cross_entropy_with_first
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
@@ -254,40 +253,21 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         """Returns the losses, or the logits, of the queries of the batch."""
         uniform = None
         if self._negatives.is_random:
-            # Not of Keras' `floatx`: half of its bits would not tell apart
-            # all shifts of a large batch.
-            uniform = keras.random.uniform(
-                (self.num_negatives,),
-                dtype="float32",
-                seed=self.seed_generator,
-            )
+            uniform = self._negatives.draw(self.seed_generator)
 
         def maths(batch: Batch, in_batch: Size, uniform: Tensor) -> Tensor:
             if self.num_negatives is None and not self.return_logits:
                 return exact.batch_loss(
-                    batch,
-                    self.temperature,
-                    with_gradients=bool(training),
+                    batch, self.temperature, with_gradients=bool(training)
                 )
-            return self._from_logits(batch, in_batch, uniform)
+            compute = self._negatives.losses
+            if self.return_logits:
+                compute = self._negatives.logits
+            return compute(batch, in_batch, uniform, self.temperature)
 
         if self.cross_replica:
             return replicas.run(maths, batch, uniform)
         return maths(batch, batch.rows, uniform)
-
-    def _from_logits(
-        self, batch: Batch, in_batch: Size, uniform: Tensor
-    ) -> Tensor:
-        """Returns the logits, or the losses that are computed from them."""
-        logits = self._negatives.logits(
-            batch, in_batch, uniform, self.temperature
-        )
-        if self.return_logits:
-            return logits
-        losses = cross_entropy_with_first(logits)
-        if batch.sample_weight is not None:
-            losses = losses * ops.cast(batch.sample_weight, losses.dtype)
-        return losses
 
     def _check(self, batch: Batch) -> None:
         batch_checks.check_batch(batch)
@@ -297,13 +277,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 "`return_logits=True`, since logits have no weight. Give it "
                 "to `fit`, or to the loss."
             )
-        # The hardest negatives may be extra ones, rotation is in the batch;
-        # in the other direction there are no extra ones.
-        among_extra = self.sampling == "hardest" and not self.symmetric
-        rows = (batch.candidate if among_extra else batch.query).shape[0]
-        if isinstance(rows, int):
-            rows *= self._replicas
-        self._negatives.check_rows(rows)
+        self._negatives.check_batch(batch, self.symmetric, self._replicas)
 
     @property
     def _maths_dtype(self) -> str:

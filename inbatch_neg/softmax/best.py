@@ -82,9 +82,7 @@ class Gradients:
             part = chunks.of(self._queries[row], start)
             if weight is not None:
                 part = weight * part
-            if chunks.may_overlap:  # rows must not count twice
-                new = chunks.is_new(index)
-                part = ops.where(new, part, ops.zeros_like(part))
+            part = chunks.without_repeats(part, index)
             # (D, R) by (R, C): the long side last is faster under XLA.
             d_candidates[column] = backend.addmm(
                 d_candidates[column], ops.transpose(part), share

@@ -15,7 +15,7 @@ class RowChunks:
     """B rows, cut into chunks of R.
 
     The last chunk ends with the last row, so where R does not divide B it
-    begins among rows of the chunk before: see `is_new`.
+    begins among rows of the chunk before: see `without_repeats`.
 
     Args:
         rows: B, an int, or a scalar tensor if it is unknown.
@@ -24,7 +24,6 @@ class RowChunks:
     Attributes:
         size: R, an int, or a scalar tensor if B is unknown.
         count: Number of chunks, likewise.
-        may_overlap: Whether rows may be in two chunks.
     """
 
     def __init__(self, rows: Size, most: int) -> None:
@@ -32,7 +31,7 @@ class RowChunks:
         self.size = _minimum(rows, most)
         self.count = -(-rows // self.size)
         known = isinstance(rows, int)
-        self.may_overlap = not known or rows % self.size != 0
+        self._may_overlap = not known or rows % self.size != 0
         self._is_whole = known and self.size == rows
 
     def start(self, index: Size) -> Size:
@@ -73,9 +72,15 @@ class RowChunks:
         """Returns (R,) int32, the numbers of the rows in the chunk."""
         return start + ops.arange(self.size, dtype="int32")
 
-    def is_new(self, index: Size) -> Tensor:
-        """Returns (R, 1) bools, False for the rows of the chunk before."""
-        return self.numbers(self.start(index))[:, None] >= index * self.size
+    def without_repeats(self, rows: Tensor, index: Size) -> Tensor:
+        """Returns (R, D) rows of a chunk, with 0 for those of the one before.
+
+        For sums over all chunks, in which no row may count twice.
+        """
+        if not self._may_overlap:
+            return rows
+        new = self.numbers(self.start(index)) >= index * self.size
+        return ops.where(new[:, None], rows, ops.zeros_like(rows))
 
 
 class Chunks(RowChunks):

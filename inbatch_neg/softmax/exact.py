@@ -222,10 +222,7 @@ def _over_chunks(
                 found["query"], start, weight * update
             )
         if "candidate" in wanted:
-            pull = chunks.of(weighted, start)
-            if chunks.may_overlap:  # rows must not count twice
-                new = chunks.is_new(index)
-                pull = ops.where(new, pull, ops.zeros_like(pull))
+            pull = chunks.without_repeats(chunks.of(weighted, start), index)
             # (D, R) by (R, C): the long side last is twice as fast under XLA.
             found["candidate"] = backend.addmm(
                 found["candidate"], ops.transpose(pull), probability
