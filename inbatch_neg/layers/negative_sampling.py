@@ -1,4 +1,4 @@
-"""Which of the other candidates are a row's negatives."""
+"""Which of the other candidates a row uses as negatives."""
 
 import keras
 from keras import ops
@@ -15,7 +15,7 @@ class NegativeSampling:
     """The choice of negatives, from the arguments of the softmax layer.
 
     Args:
-        num_negatives: How many negatives a row keeps, None for all.
+        num_negatives: How many negatives a row uses, None for all.
         sampling: `"rotation"` or `"hardest"`.
     """
 
@@ -30,18 +30,18 @@ class NegativeSampling:
         )
         if sampling == "hardest" and num_negatives is None:
             raise ValueError(
-                '`sampling="hardest"` needs `num_negatives`, how many of the '
-                "highest-scoring negatives take part. Received: "
+                '`sampling="hardest"` needs `num_negatives`, the number of '
+                "highest-scoring negatives to use. Received: "
                 "num_negatives=None"
             )
 
     @property
     def is_random(self) -> bool:
-        """Whether the negatives are drawn."""
+        """Whether the negatives are drawn at random."""
         return self.num_negatives is not None and self.sampling == "rotation"
 
     def draw(self, seed: keras.random.SeedGenerator) -> Tensor:
-        """Returns (N,) random numbers in [0, 1), from which shifts follow."""
+        """Returns (N,) random numbers in [0, 1), which choose the shifts."""
         # Not in Keras' `floatx`: half precision has too few values to reach
         # every shift of a large batch.
         return keras.random.uniform(
@@ -74,7 +74,7 @@ class NegativeSampling:
             )
 
     def columns(self, rows: Size, candidates: Size, replicas: int) -> Size:
-        """Returns the columns of the logits, None if a size is unknown."""
+        """Returns the number of logits per row, None if it is unknown."""
         count = self.num_negatives
         if count is not None and self.sampling == "hardest":
             return 1 + count
