@@ -1,7 +1,7 @@
 """Checks of one argument: errors name the argument, the rule and the value.
 
-They read static shapes and dtypes alone, so they run on symbolic tensors,
-while tracing and on values alike, and cost nothing in a compiled step.
+They read only static shapes and dtypes, so they work for symbolic tensors,
+while tracing and for values, and cost nothing in a compiled step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Choice = TypeVar("Choice")
 
 
 def integer(name: str, value: Any, *, minimum: int, otherwise: str = "") -> int:
-    """Returns `value` as an int; any `operator.index` integer but a bool."""
+    """Returns `value` as an int; takes any integer type except bool."""
     rule = f"`{name}` must be an integer of {minimum} or more"
     rule += f",{otherwise}." if otherwise else "."
     received = f" Received: {name}={value!r}"
@@ -74,7 +74,7 @@ def positive_number(name: str, value: Any) -> float:
 
 
 def temperature(value: Any) -> float | Tensor:
-    """Returns a number above zero, or a scalar tensor as it came."""
+    """Returns a float above zero, or a scalar tensor unchanged."""
     if not hasattr(value, "shape") or isinstance(
         value, (np.generic, np.ndarray)
     ):
@@ -101,20 +101,20 @@ def to_tensor(name: str, value: Any) -> Tensor:
 
 
 def refuse_keras_2(name: str, value: Any) -> None:
-    """Refuses what was built with Keras 2, which this Keras cannot read."""
+    """Refuses tensors and models of Keras 2, which Keras 3 cannot read."""
     for kind in type(value).__mro__:
         if kind.__module__.startswith(("tf_keras.", "tensorflow.python.keras")):
             raise TypeError(
                 f"`{name}` comes from Keras 2, and this package is for Keras "
                 "3. Fix: build the model with `import keras`, or with "
-                "`tf.keras` where the environment does not set "
-                "TF_USE_LEGACY_KERAS. Received: "
+                "`tf.keras` without TF_USE_LEGACY_KERAS in the environment. "
+                "Received: "
                 f"{kind.__module__}.{kind.__qualname__}"
             )
 
 
 def shifts(shifts: Any, rows: int | None) -> Tensor:
-    """Returns shifts (N,) int32, refusing known ones that do not rotate."""
+    """Returns shifts (N,) int32; refuses known ones that do not rotate."""
     rule = (
         "`shifts` must be one or more integers, none a multiple of the "
         "number of rows: that would make the positive its own negative."
@@ -139,7 +139,7 @@ def shifts(shifts: Any, rows: int | None) -> Tensor:
 
 
 def rank(name: str, tensor: Tensor, rank: int, form: str) -> None:
-    """Refuses what is not a tensor of this rank, whose shape `form` names."""
+    """Refuses anything but a tensor of this rank, of the shape `form`."""
     if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype"):
         raise TypeError(
             f"`{name}` must be a tensor. Received: {name}={tensor!r}"
@@ -153,7 +153,7 @@ def rank(name: str, tensor: Tensor, rank: int, form: str) -> None:
         elif rank == 2 and len(tensor.shape) > 2:
             hint = (
                 " Fix: end the tower with `keras.layers.Flatten()`, or pool "
-                "its steps, with `keras.layers.GlobalAveragePooling1D()`."
+                "its steps with `keras.layers.GlobalAveragePooling1D()`."
             )
         raise ValueError(
             f"`{name}` must have shape {form}.{hint} Received: "

@@ -1,7 +1,7 @@
-"""Checks of the tensors of a batch: their shapes, their dtypes, some values.
+"""Checks of the tensors of a batch: shapes, dtypes and some values.
 
-Like those of `arguments`, they read static shapes and dtypes, so they run on
-symbolic tensors, while tracing and on values alike. Values are read only
+Like the checks in `arguments`, they read static shapes and dtypes, so they
+work for symbolic tensors, while tracing and for values. Values are read only
 where that is cheap.
 """
 
@@ -13,19 +13,19 @@ from inbatch_neg.softmax.batch import Batch
 
 
 def to_tensors(batch: Batch) -> Batch:
-    """Returns the batch as tensors, of the dtypes that they came in."""
+    """Returns the batch as tensors, with unchanged dtypes."""
     return batch._replace(
         **{k: to_tensor(k, value) for k, value in batch._asdict().items()}
     )
 
 
 def vectors(query: Tensor, candidate: Tensor, several: bool = False) -> None:
-    """Refuses queries and candidates that do not fit.
+    """Refuses queries and candidates of a wrong shape or dtype.
 
     Args:
         query: (B, D).
         candidate: (C, D).
-        several: Whether queries (B, P, D) fit too.
+        several: Whether queries (B, P, D) are allowed too.
     """
     for name, tensor in (("query", query), ("candidate", candidate)):
         if several and name == "query" and _has_vectors(query):
@@ -42,14 +42,14 @@ def vectors(query: Tensor, candidate: Tensor, several: bool = False) -> None:
     if _differ(dimensions, candidate_dimensions):
         raise ValueError(
             "`query` and `candidate` must have the same number of "
-            "dimensions (columns): give both towers the same output size. "
+            "dimensions (columns). Fix: give both towers the same output size. "
             f"Received: query.shape={_shape(query)}, "
             f"candidate.shape={_shape(candidate)}"
         )
     if _known(rows, candidates) and candidates < rows:
         raise ValueError(
             "`candidate` must have at least as many rows as `query`: row i "
-            "is the positive of query i, further rows are extra negatives. "
+            "is the positive of query i, and further rows are extra negatives. "
             f"Received: query.shape={_shape(query)}, "
             f"candidate.shape={_shape(candidate)}"
         )
@@ -64,10 +64,10 @@ def ids(
     """Refuses ids that are not one integer (or string) per row of `of`.
 
     Args:
-        name: Of the argument.
+        name: Name of the argument.
         tensor: The ids, or None.
-        rows: How many there must be, None if unknown.
-        of: The argument that has these rows.
+        rows: The required number of ids, None if unknown.
+        of: Name of the argument that has these rows.
     """
     if tensor is None:
         return
@@ -84,25 +84,25 @@ def ids(
 def _id_remedy(dtype: str) -> str:
     if dtype == "string":
         return (
-            " on this backend. Fix: map the strings to integers in the input "
+            " on this backend. Fix: map strings to integers in the input "
             "pipeline, with `keras.layers.StringLookup` or "
             "`keras.layers.Hashing`."
         )
     if dtype.startswith("uint"):
         return (
-            " that this backend can sort. Fix: cast them to int64 where they "
+            " that this backend can sort. Fix: cast them to int64 when they "
             "are read, or number them from 0."
         )
     return (
-        ", since floats merge large ids. Fix: cast them where they are read, "
-        "before any float conversion."
+        ", since large ids become equal as floats. Fix: cast them to integers "
+        "when they are read, before they become floats."
     )
 
 
 def probability(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     """Refuses probabilities that are not one float per row of `of`.
 
-    Negative ones and NaN are refused where the values can be read.
+    Negative values and NaN are refused where values can be read.
     """
     if tensor is None:
         return
@@ -110,7 +110,7 @@ def probability(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     if not dtype.startswith(("float", "bfloat")):
         raise TypeError(
-            f"`{name}` must hold floats, probabilities or counts and no "
+            f"`{name}` must hold floats: probabilities or counts, not "
             f'logarithms. Fix: `keras.ops.cast({name}, "float32")`. '
             f"Received: dtype={dtype}"
         )
@@ -141,7 +141,7 @@ def mask(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
     dtype = keras.backend.standardize_dtype(tensor.dtype)
     if dtype != "bool":
         raise TypeError(
-            f"`{name}` must hold bools, True where the candidate may be a "
+            f"`{name}` must hold bools, True where a candidate may be a "
             f"negative. Received: dtype={dtype}"
         )
     _length(name, tensor, rows, of)
@@ -150,21 +150,21 @@ def mask(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
 def query_mask(mask: Tensor, query: Tensor) -> None:
     """Refuses a mask that is not one bool per vector of `query`.
 
-    A row without any vector is refused where the values can be read.
+    Rows without any vector are refused where values can be read.
     """
     if mask is None:
         return
     if not _has_vectors(query):
         raise ValueError(
             "`query_mask` needs queries of shape (rows, vectors, dimensions), "
-            "whose vectors it leaves out. Without several vectors a row leave "
-            f"it out. Received: query.shape={_shape(query)}"
+            "of which it masks some vectors. Do not pass it with one vector "
+            f"per row. Received: query.shape={_shape(query)}"
         )
     rank("query_mask", mask, 2, "(rows, vectors)")
     dtype = keras.backend.standardize_dtype(mask.dtype)
     if dtype != "bool":
         raise TypeError(
-            "`query_mask` must hold bools, True where a vector takes part. "
+            "`query_mask` must hold bools, True where a vector is used. "
             f"Received: dtype={dtype}"
         )
     if any(map(_differ, mask.shape, query.shape)):
@@ -178,13 +178,14 @@ def query_mask(mask: Tensor, query: Tensor) -> None:
 
 
 def _query_mask_values(values: Tensor) -> None:
-    """Refuses a row without any vector."""
+    """Refuses rows without any vector."""
     empty = ~keras.ops.convert_to_numpy(values).any(axis=1)
     if empty.any():
         raise ValueError(
-            "`query_mask` must leave every row at least one vector. Leave "
-            "such rows out of the batch, or give them any vector and a weight "
-            f"of 0. Received: row {int(empty.argmax())} without any"
+            "`query_mask` must be True for at least one vector of every row. "
+            "Fix: drop such rows, or keep any vector and give the row a "
+            f"`sample_weight` of 0. Received: row {int(empty.argmax())} "
+            "without any"
         )
 
 
@@ -200,7 +201,7 @@ def weight(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
 
 
 def check_batch(batch: Batch) -> None:
-    """Refuses any tensor of a batch that does not fit the others.
+    """Refuses a batch whose tensors do not fit each other.
 
     Args:
         batch: Symbolic tensors or values.
@@ -214,7 +215,7 @@ def check_batch(batch: Batch) -> None:
 
 
 def check_candidate_fields(batch: Batch, candidates: int | None) -> None:
-    """Refuses what belongs to candidates and has not one entry for each."""
+    """Refuses ids, probabilities and masks that do not fit the candidates."""
     ids("candidate_ids", batch.candidate_ids, candidates, "candidate")
     probability(
         "candidate_sampling_probability",
@@ -234,8 +235,8 @@ def _vectors_a_row(query: Tensor) -> None:
     if not query.shape[1]:
         raise ValueError(
             "`query` of shape (rows, vectors, dimensions) must have a static "
-            "number of vectors, 1 or more. Pad rows that have fewer, and leave "
-            "the padding out with `query_mask`. Received: "
+            "number of vectors, 1 or more. Fix: pad rows that have fewer, and "
+            "mask the padding with `query_mask`. Received: "
             f"query.shape={_shape(query)}"
         )
 
