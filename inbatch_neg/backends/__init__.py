@@ -1,4 +1,4 @@
-"""The backend that Keras runs on: chosen once, when the package is imported."""
+"""The backend that Keras uses, chosen once, when the package is imported."""
 
 import keras
 

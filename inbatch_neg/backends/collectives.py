@@ -1,4 +1,4 @@
-"""How replicas exchange tensors: what a backend with replicas implements."""
+"""How replicas exchange tensors; a backend with replicas implements this."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,7 +10,7 @@ class Collectives:
 
     Attributes:
         count: The number of replicas, an int.
-        index: The number of this replica, an int or a scalar tensor.
+        index: The index of this replica, an int or a scalar tensor.
     """
 
     count: int
@@ -25,17 +25,17 @@ class Collectives:
         tensors: Mapping[str, Tensor],
         error: Callable[[str], Exception],
     ) -> dict[str, Tensor]:
-        """Returns the tensors, refused on every replica if one's differ.
+        """Returns the tensors; raises on every replica if shapes differ.
 
         Args:
-            tensors: Tensors or None by name.
-            error: Makes the exception from a description of what came.
+            tensors: Tensors or None, by name.
+            error: Makes the exception from a description of the difference.
         """
         return dict(tensors)
 
 
 class Sharding:
-    """How the rows of global tensors are spread over devices.
+    """How the rows of global tensors are distributed over devices.
 
     Attributes:
         count: The number of devices that share the rows.
@@ -49,13 +49,13 @@ class Sharding:
         by_row: dict[str, Tensor],
         replicated: dict[str, Tensor],
     ) -> Tensor:
-        """Returns what `function` makes of the rows of each device.
+        """Runs `function` on every device; returns the rows of all of them.
 
         Args:
             function: Takes this device's part of `by_row`, all of
                 `replicated`, and the `Collectives`; returns a tensor with one
                 entry per row.
-            by_row: Tensors whose rows are spread over the devices.
-            replicated: Tensors that every device gets whole.
+            by_row: Tensors whose rows are distributed over the devices.
+            replicated: Tensors that every device gets as a whole.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What differs on JAX: `jit`, global tensors on a mesh, stateless steps."""
+"""JAX: `jit`, global tensors on a mesh, stateless steps."""
 
 import contextlib
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class JaxBackend(Backend):
         )
 
     def widest_integer(self) -> str:
-        """Depends on a setting of JAX."""
+        """Depends on JAX's setting `jax_enable_x64`."""
         return "int64" if jax.config.jax_enable_x64 else "int32"
 
     def compile(self, function: Callable, xla: bool = True) -> Callable:
@@ -35,17 +35,17 @@ class JaxBackend(Backend):
         return jax.jit(function)
 
     def is_dense(self, tensor: Tensor) -> bool:
-        """Refuses JAX' experimental sparse arrays."""
+        """Refuses JAX's experimental sparse arrays."""
         return chunked_jax.is_dense(tensor)
 
     def run_in_chunks(
         self, call: TowerCall, chunk_size: int
     ) -> tuple[list[Tensor], Values]:
-        """A `scan` over `jax.checkpoint`."""
+        """Uses a `scan` over `jax.checkpoint`."""
         return chunked_jax.run_in_chunks(call, chunk_size)
 
     def full_precision_matmul(self) -> contextlib.AbstractContextManager:
-        """Sets JAX' own precision of matrix products."""
+        """Sets JAX's precision of matrix products."""
         return jax.default_matmul_precision("float32")
 
     def sharding(self, rows: int) -> Sharding | None:
@@ -59,19 +59,19 @@ class JaxBackend(Backend):
     def refuses_export(self) -> bool:
         """True in every export.
 
-        It saves gradients, too, and fails where a `custom_gradient` refers to
-        tensors around it, as the losses of all but small batches do.
+        An export also saves gradients, and fails if a `custom_gradient` closes
+        over tensors, as the losses of all but small batches do.
         """
         return keras_internals.in_export()
 
     def restore_model_state(self) -> contextlib.AbstractContextManager:
-        """Assigns the weights again that a stateless step has taken out."""
+        """Restores the weights that a stateless step has taken out."""
         return keras_internals.restore_model_state(_is_value)
 
     def keep_weights(
         self, model: keras.Model
     ) -> contextlib.AbstractContextManager:
-        """Assigns the weights again that `predict` has taken out."""
+        """Restores the weights that `predict` has taken out."""
         return keras_internals.keep_weights(model, _is_value)
 
 
@@ -86,9 +86,9 @@ def _is_value(value: Tensor) -> bool:
 class _MeshSharding(Sharding):
     """The rows of global tensors along some axes of a device mesh.
 
-    On JAX the tensors are global, and so is what a function returns. Left
-    alone, the compiler would cut the loop over chunks across its chunks;
-    `shard_map` gives each device the rows that it holds.
+    On JAX, tensors and results are global. The compiler would split each
+    chunk of the loop over the devices; `shard_map` lets each device loop over
+    its own rows instead.
     """
 
     def __init__(self, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> None:
@@ -126,7 +126,7 @@ class _MeshSharding(Sharding):
 
 
 class _MeshCollectives(Collectives):
-    """Those inside of `shard_map`. Shapes are the same on every device."""
+    """Collectives in `shard_map`. Shapes are the same on every device."""
 
     def __init__(self, axes: tuple[str, ...], count: int) -> None:
         self.axes = axes
