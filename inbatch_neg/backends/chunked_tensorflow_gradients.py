@@ -1,4 +1,4 @@
-"""Gradients of the chunks of a tower on TensorFlow: flattened, and added up."""
+"""Gradients of the chunks of a tower on TensorFlow: flattened and summed."""
 
 from __future__ import annotations
 
@@ -11,41 +11,44 @@ from inbatch_neg.backends.types import Tensor
 
 
 class GradientLayout:
-    """How the gradients of a chunk lie in a list of tensors.
+    """Flattens the gradients of a chunk to a list of tensors, and back.
+
+    The loops of a graph carry tensors only, but some gradients are None or
+    `tf.IndexedSlices`.
 
     Args:
-        shapes: Those of the variables and weights. Gradients by these are
-            summed over the chunks, or collected if they are `IndexedSlices`;
-            those by rows, which follow, are collected.
+        shapes: The shapes of the variables and weights. Their gradients are
+            summed over the chunks, or stacked if they are `IndexedSlices`.
+            The gradients of rows, which follow, are stacked.
     """
 
     def __init__(self, shapes: Sequence[tuple]) -> None:
         self._shapes = list(shapes)
         self._kinds: list[type | None] = []
 
-    def taken_apart(self, slopes: Sequence[Any]) -> list[Tensor]:
-        """Returns the tensors of gradients, of which some may be None."""
+    def flatten(self, gradients: Sequence[Any]) -> list[Tensor]:
+        """Returns the tensors of gradients, some of which may be None."""
         count = len(self._shapes)
-        slopes = [
-            *slopes[:count],
+        gradients = [
+            *gradients[:count],
             *(
                 x if x is None else tf.convert_to_tensor(x)
-                for x in slopes[count:]
+                for x in gradients[count:]
             ),
         ]
-        self._kinds = [None if x is None else type(x) for x in slopes]
+        self._kinds = [None if x is None else type(x) for x in gradients]
         parts: list[Tensor] = []
-        for slope in slopes:
-            if isinstance(slope, tf.IndexedSlices):
-                parts += [slope.values, slope.indices]
-            elif slope is not None:
-                parts.append(slope)
+        for gradient in gradients:
+            if isinstance(gradient, tf.IndexedSlices):
+                parts += [gradient.values, gradient.indices]
+            elif gradient is not None:
+                parts.append(gradient)
         return parts
 
     def stacked_and_summed(
         self, parts: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns the tensors to collect, and those to add up."""
+        """Returns the tensors to stack, and those to sum."""
         leaves = iter(parts)
         stacked: list[Tensor] = []
         summed: list[Tensor] = []
@@ -57,41 +60,41 @@ class GradientLayout:
                 (summed if is_sum else stacked).append(next(leaves))
         return stacked, summed
 
-    def put_together(
+    def unflatten(
         self, stacked: Sequence[Tensor], summed: Sequence[Tensor]
     ) -> list[Any]:
-        """Returns the gradients, some of which are None."""
+        """Returns the gradients, some of which may be None."""
         rows, sums = iter(stacked), iter(summed)
-        slopes: list[Any] = []
+        gradients: list[Any] = []
         for place, kind in enumerate(self._kinds):
             if kind is None:
-                slopes.append(None)
+                gradients.append(None)
             elif kind is tf.IndexedSlices:
                 values, indices = next(rows), next(rows)
                 shape = tf.constant(self._shapes[place], indices.dtype)
-                slopes.append(tf.IndexedSlices(values, indices, shape))
+                gradients.append(tf.IndexedSlices(values, indices, shape))
             else:
                 is_sum = place < len(self._shapes)
-                slopes.append(next(sums if is_sum else rows))
-        return slopes
+                gradients.append(next(sums if is_sum else rows))
+        return gradients
 
 
-def joined(every: Sequence[Sequence[Any]], count: int) -> list[Any]:
-    """Returns the gradients of all chunks: the first `count` are summed.
+def joined(by_chunk: Sequence[Sequence[Any]], count: int) -> list[Any]:
+    """Returns the gradients of the batch, from those of its chunks.
 
-    Those by the rows are concatenated.
+    The first `count` are summed. The others, of rows, are concatenated.
     """
-    sums = list(every[0][:count])
-    for slopes in every[1:]:
-        sums = [_added(*pair) for pair in zip(sums, slopes)]
-    by_rows = zip(*(slopes[count:] for slopes in every))
+    sums = list(by_chunk[0][:count])
+    for gradients in by_chunk[1:]:
+        sums = [_sum(*pair) for pair in zip(sums, gradients)]
+    by_rows = zip(*(gradients[count:] for gradients in by_chunk))
     return sums + [
         None if column[0] is None else tf.concat(column, axis=0)
         for column in by_rows
     ]
 
 
-def _added(one: Any, other: Any) -> Any:
+def _sum(one: Any, other: Any) -> Any:
     if one is None or other is None:
         return other if one is None else one
     if not isinstance(one, tf.IndexedSlices) or not isinstance(
