@@ -1,4 +1,4 @@
-"""The loss at the end of a model that ends in `InBatchNegativeSoftmax`."""
+"""The loss of a model that ends in `InBatchNegativeSoftmax`."""
 
 import keras
 
@@ -13,24 +13,23 @@ from inbatch_neg.softmax.scoring import (
 class InBatchNegativeLoss(keras.losses.Loss):
     """Reduces the output of `InBatchNegativeSoftmax` to a training loss.
 
-    For per-row losses (B,) it only reduces; for logits (B, 1 + K) with the
-    positive in column 0 it takes the softmax cross-entropy with that column:
+    Losses (B,) are only reduced. For logits (B, 1 + K) with the positive in
+    column 0, the loss is the softmax cross-entropy with that column:
 
     ```
     loss_i = logsumexp(logits_i) - logits_i[0]
     ```
 
-    `y_true` is ignored and may be missing, so a dataset of positive pairs
-    alone trains. The reduction is Keras' own, so it is also right under a
-    distribution strategy.
+    `y_true` is ignored and may be missing, so that a dataset needs no labels.
+    The reduction is Keras' own, and so correct under a distribution strategy.
 
     Args:
         reduction: As in every Keras loss. Defaults to
             `"sum_over_batch_size"`, the mean over the rows.
         name: Name of the loss.
-        dtype: Dtype of the reduction, float32 where it would be half
-            precision (Keras' own mean over the steps, which it logs, stays
-            half there). Defaults to `keras.config.floatx()`.
+        dtype: Dtype of the reduction; float32 in place of half precision.
+            (The mean over the steps that Keras logs stays in half precision.)
+            Defaults to `keras.config.floatx()`.
 
     Raises:
         ValueError: in the call, if the output is neither (B,) nor (B, 1 + K)
@@ -44,8 +43,9 @@ class InBatchNegativeLoss(keras.losses.Loss):
     >>> round(float(loss(None, np.array([[0.0, 0.0], [5.0, 5.0]]))), 4)
     0.6931
 
-    Differs from: `tfrs.tasks.Retrieval` sums over the batch by default, so
-    its learning rate depends on the batch size; this one averages.
+    Differs from: `tfrs.tasks.Retrieval`, which sums over the batch by
+    default, so that the right learning rate depends on the batch size. This
+    loss averages.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class InBatchNegativeLoss(keras.losses.Loss):
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None
     ) -> Tensor:
         """Returns the reduced, weighted loss; `y_true` may be None."""
-        # Keras casts `y_true` to float, which fails on None and on strings.
-        # It is ignored here, so the predictions stand in for it.
+        # Keras casts `y_true` to float, which fails for None and strings. It
+        # is ignored here, so the predictions take its place.
         return super().__call__(y_pred, y_pred, sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Metrics within a batch, for models that return their logits."""
+"""In-batch metrics, for models that return logits."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class _InBatchMetric(keras.metrics.Mean):
     def update_state(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None
     ) -> None:
-        """Adds a batch.
+        """Adds a batch to the mean.
 
         Args:
             y_true: Ignored, may be None.
@@ -54,24 +54,23 @@ class InBatchTopKAccuracy(_InBatchMetric):
     value = mean over the rows of (1 + #{negatives >= positive} <= k)
     ```
 
-    For a model that ends in `InBatchNegativeSoftmax(return_logits=True)`, to
-    see that it learns at all. Needs no labels.
+    For a model that ends in `InBatchNegativeSoftmax(return_logits=True)`.
+    Shows whether the model learns at all. Needs no labels.
 
-    Not good for choosing a model, an epoch or a batch size: the negatives are
-    a few popular items, with their log q correction in training, so the value
-    rises when the batch shrinks, and a model with 0.9 here may find one
-    target in three among 100 of the whole catalogue. `RetrievalEvaluation`
-    tells that.
+    Do not choose a model, an epoch or a batch size by it. The negatives are a
+    few popular items, so the value rises when the batch shrinks, and a model
+    with 0.9 here may find one target in three among the best 100 of the whole
+    catalogue. Use `RetrievalEvaluation` for that.
 
     Args:
         k: Length of the list, an integer of 1 or more. Defaults to 1.
         name: Defaults to `"in_batch_top_{k}_accuracy"`.
-        dtype: Of the mean, float32 where it would be half precision. Defaults
+        dtype: Dtype of the mean; float32 in place of half precision. Defaults
             to `keras.config.floatx()`.
 
     Raises:
-        ValueError, TypeError: if `k` is no such integer, or, in the call, if
-            `y_pred` are no logits.
+        ValueError, TypeError: for another `k`; in the call, if `y_pred` does
+            not hold logits.
 
     Example:
     >>> import numpy as np
@@ -79,9 +78,9 @@ class InBatchTopKAccuracy(_InBatchMetric):
     >>> float(metric(None, np.array([[2.0, 1.0], [1.0, 1.0]])))  # a tie
     0.5
 
-    Differs from: `tfrs.metrics.FactorizedTopK`, which is given the catalogue;
-    and `keras.metrics.TopKCategoricalAccuracy`, which wants labels and calls
-    a model perfect that gives every item the same score.
+    Differs from: `tfrs.metrics.FactorizedTopK`, which ranks a catalogue; and
+    `keras.metrics.TopKCategoricalAccuracy`, which needs labels and counts a
+    model that gives every item the same score as perfect.
     """
 
     def __init__(
@@ -108,19 +107,19 @@ class InBatchMeanReciprocalRank(_InBatchMetric):
     value = mean over the rows of 1 / (1 + #{negatives >= positive})
     ```
 
-    For a model that ends in `InBatchNegativeSoftmax(return_logits=True)`, to
-    see that it learns at all. Needs no labels.
+    For a model that ends in `InBatchNegativeSoftmax(return_logits=True)`.
+    Shows whether the model learns at all. Needs no labels.
 
-    Not good for choosing a model, an epoch or a batch size, for the reasons
-    that `InBatchTopKAccuracy` gives: see `RetrievalEvaluation`.
+    Do not choose a model, an epoch or a batch size by it, for the reasons
+    that `InBatchTopKAccuracy` gives. Use `RetrievalEvaluation`.
 
     Args:
         name: Defaults to `"in_batch_mean_reciprocal_rank"`.
-        dtype: Of the mean, float32 where it would be half precision. Defaults
+        dtype: Dtype of the mean; float32 in place of half precision. Defaults
             to `keras.config.floatx()`.
 
     Raises:
-        ValueError: in the call, if `y_pred` are no logits.
+        ValueError: in the call, if `y_pred` does not hold logits.
 
     Example:
     >>> import numpy as np

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from keras import ops
 
-from inbatch_neg import arguments
+from inbatch_neg import arguments, batch_checks
 from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.softmax import exact
 from inbatch_neg.softmax.batch import Batch
@@ -31,44 +31,47 @@ def in_batch_softmax_loss(
     loss_i = weight_i * (logsumexp over j of s_ij - s_ii)
     ```
 
-    where j runs over the row's own positive i and every negative that is not
-    left out. Losses and gradients are exact and take O((B + C)D) memory: the
-    B x C matrix of scores is not kept, unless it is smaller than a chunk of
-    it anyway. Gradients reach `query`, `candidate`, `sample_weight` and a
-    tensor `temperature`.
+    where j runs over the row's own positive i and its unmasked negatives.
+    Losses and gradients are exact and take O((B + C)D) memory: the B x C
+    matrix of scores is not kept, except for small batches. There are
+    gradients with respect to `query`, `candidate`, `sample_weight`, and
+    `temperature` if it is a tensor.
 
     Args:
-        query: (B, D) floats, B of 2 or more. Or (B, P, D), P vectors a row:
-            `<query_i, candidate_j>` is then the largest product of any of
-            them, and its gradient goes to that one, of equal ones to the
-            first.
+        query: (B, D) floats, B of 2 or more. Or (B, P, D), P vectors per row:
+            `<query_i, candidate_j>` is then the largest of the P products,
+            and the gradient goes to the vector that it belongs to, among
+            equal ones the first.
         candidate: (C, D) floats, C of B or more. Row i is the positive of
             query i; rows B and up are extra negatives for every row.
         candidate_ids: (C,) integers (strings too on TensorFlow). A negative
-            with the id of the row's positive is left out of that row.
+            with the id of the row's positive is masked.
         query_ids: (B,) integers or strings. A negative that is the positive
-            of a row with the same query id is left out.
-        candidate_sampling_probability: (C,) floats in (0, 1], how likely the
-            candidate is in a given row. Its logarithm is subtracted from
-            every score, the positive's too. Values below 1.2e-38, zero and
-            negative ones included, count as 1.2e-38.
-        candidate_mask: (C,) bools. False leaves that candidate out of
-            everybody's negatives. A row's own positive always stays.
-        sample_weight: (B,) numbers, multiply the losses.
-        query_mask: (B, P) bools, with queries (B, P, D). False leaves that
-            vector out. A row needs one that is not left out: an eager call
-            refuses it otherwise, and in a compiled step it counts as one
-            vector of zeros, with a gradient of 0.
-        temperature: Number above 0, or a scalar tensor, divides the scores.
+            of a row with the same query id is masked.
+        candidate_sampling_probability: (C,) floats in (0, 1], the probability
+            that a given row holds the candidate. Its logarithm is subtracted
+            from every score, the positive's too. Counts, as floats, serve as
+            well: they are right up to a constant factor, which the softmax
+            cancels. Zero and values below 1.2e-38 count as 1.2e-38.
+        candidate_mask: (C,) bools. False: this candidate is a negative of no
+            row. A row's own positive always stays.
+        sample_weight: (B,) numbers that multiply the losses.
+        query_mask: (B, P) bools, with queries (B, P, D). False: this vector
+            is ignored. A row without any other is an error in an eager call;
+            in a compiled step it counts as one vector of zeros, with a
+            gradient of 0.
+        temperature: Number above 0, or scalar tensor, that divides the scores.
 
     Returns:
-        (B,) float32 losses (float64 for float64 inputs). A row without any
-        negative left has loss 0 and gradient 0.
+        (B,) float32 losses (float64 for float64 inputs). A row without
+        unmasked negatives has loss 0 and gradient 0.
 
     Raises:
-        ValueError: if a shape does not fit, or for a temperature that is a
-            number and not above 0.
-        TypeError: if a dtype does not fit: float ids, integer probabilities.
+        ValueError: for a wrong shape; a temperature that is a number and not
+            above 0; probabilities below 0 or NaN in an eager call (in a
+            compiled step they give NaN losses).
+        TypeError: for a wrong dtype, such as float ids or integer
+            probabilities.
 
     Example:
     >>> import numpy as np
@@ -91,8 +94,8 @@ def in_batch_softmax_loss(
         query_mask=query_mask,
     )
     with backend.restore_model_state():
-        batch = arguments.to_tensors(batch)
-        arguments.check_batch(batch, backend)
+        batch = batch_checks.to_tensors(batch)
+        batch_checks.check_batch(batch)
         temperature = arguments.temperature(temperature)
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
@@ -105,7 +108,7 @@ def in_batch_softmax_loss(
 def rotation_logits(
     query: Tensor, candidate: Tensor, shifts: Sequence[int] | Tensor
 ) -> Tensor:
-    """Scores of each row's positive and of negatives by rotation.
+    """Scores of each row's positive and of its negatives by rotation.
 
     ```
     logits_i0 = <query_i, candidate_i>
@@ -121,9 +124,9 @@ def rotation_logits(
         (B, 1 + N) float32 (float64 for float64 inputs), positive first.
 
     Raises:
-        ValueError: if a shape does not fit, or if a shift that is known is a
-            multiple of B, which would make the positive its own negative.
-        TypeError: if a dtype does not fit.
+        ValueError: for a wrong shape, or for a known shift that is a multiple
+            of B, which would make the positive its own negative.
+        TypeError: for a wrong dtype.
 
     Example:
     >>> import numpy as np
@@ -133,7 +136,7 @@ def rotation_logits(
     with backend.restore_model_state():
         query = arguments.to_tensor("query", query)
         candidate = arguments.to_tensor("candidate", candidate)
-        arguments.vectors(query, candidate)
+        batch_checks.vectors(query, candidate)
         if candidate.shape[0] != query.shape[0]:
             raise ValueError(
                 "`candidate` must have as many rows as `query` to rotate. "

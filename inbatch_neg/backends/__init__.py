@@ -1,8 +1,10 @@
-"""The backend that Keras runs on: chosen once, when the package is imported."""
+"""The backend that Keras uses, chosen once, when the package is imported."""
 
 import keras
 
-from inbatch_neg.backends.base import Backend, Collectives, Sharding, Tensor
+from inbatch_neg.backends.base import Backend
+from inbatch_neg.backends.collectives import Collectives, Sharding
+from inbatch_neg.backends.types import Size, Tensor
 
 
 def _chosen() -> Backend:
@@ -28,4 +30,4 @@ def _chosen() -> Backend:
 
 backend = _chosen()
 
-__all__ = ["Backend", "Collectives", "Sharding", "Tensor", "backend"]
+__all__ = ["Backend", "Collectives", "Sharding", "Size", "Tensor", "backend"]

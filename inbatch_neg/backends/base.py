@@ -1,40 +1,38 @@
-"""What the package asks of a backend: the defaults, in `keras.ops`.
+"""The interface of a backend, with defaults in `keras.ops`.
 
-One subclass per backend, in a file of its own, overrides what differs there.
-No other module names a backend.
+One subclass per backend, in its own file, overrides what differs. No other
+module depends on which backend is used.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
 from keras import ops
 
-from inbatch_neg.backends.tower_call import TowerCall
-
-# A tensor of whichever backend Keras runs on, eager or symbolic.
-Tensor: TypeAlias = Any
-# A Python int where the size is static, else a scalar tensor.
-Size: TypeAlias = Any
+from inbatch_neg.backends.collectives import Collectives, Sharding
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Size, Tensor
 
 
 class Tuning(NamedTuple):
-    """Sizes that decide about speed alone.
+    """Sizes that affect speed and memory only.
 
     Attributes:
-        chunk_scores: The scores that a chunk should have. More rows make
-            better matrix products and fewer updates of the candidates'
-            gradient; a larger chunk falls out of the cache.
-        min_chunk_rows: The fewest rows of a chunk, whatever its scores.
-        max_chunk_rows: The most rows of a chunk.
-        max_chunk_scores: The most scores of a chunk, whatever its rows.
-        table_scores: The scores that each of the tables of a chunk should
-            have, where there are several vectors a row.
-        max_dense_scores: Up to so many scores, the whole matrix is kept and
-            the backend's own derivative is used: faster for a small batch,
-            whose memory does not matter.
+        chunk_scores: The intended number of scores in a chunk. More rows make
+            faster matrix products and fewer updates of the candidates'
+            gradient, but a larger chunk does not fit into the cache.
+        min_chunk_rows: The minimum number of rows of a chunk.
+        max_chunk_rows: The maximum number of rows of a chunk.
+        max_chunk_scores: The maximum number of scores in a chunk, which
+            takes precedence over the number of rows.
+        table_scores: Like `chunk_scores`, for each table of a chunk if there
+            are several vectors per row.
+        max_dense_scores: Up to this many scores, the whole matrix is kept and
+            the backend's own derivative is used. This is faster for a small
+            batch, whose memory does not matter.
     """
 
     chunk_scores: int = 2**21
@@ -55,68 +53,12 @@ GPU_TUNING = Tuning(
 )
 
 
-class Collectives:
-    """How the replicas of one training step exchange tensors.
-
-    Attributes:
-        count: The number of replicas, an int.
-        index: The number of this replica, an int or a scalar tensor.
-    """
-
-    count: int
-    index: Tensor
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """Returns the rows of all replicas, those of the first one first."""
-        raise NotImplementedError
-
-    def check_same_shapes(
-        self,
-        tensors: Mapping[str, Tensor],
-        error: Callable[[str], Exception],
-    ) -> dict[str, Tensor]:
-        """Returns the tensors, refused on every replica if one's differ.
-
-        Args:
-            tensors: Tensors or None by name.
-            error: Makes the exception from a description of what came.
-        """
-        return dict(tensors)
-
-
-class Sharding:
-    """How the rows of global tensors are spread over devices.
-
-    Attributes:
-        count: The number of devices that share the rows.
-    """
-
-    count: int
-
-    def map(
-        self,
-        function: Callable[[dict, dict, Collectives], Tensor],
-        by_row: dict[str, Tensor],
-        replicated: dict[str, Tensor],
-    ) -> Tensor:
-        """Returns what `function` makes of the rows of each device.
-
-        Args:
-            function: Takes this device's part of `by_row`, all of
-                `replicated`, and the `Collectives`; returns a tensor with one
-                entry per row.
-            by_row: Tensors whose rows are spread over the devices.
-            replicated: Tensors that every device gets whole.
-        """
-        raise NotImplementedError
-
-
 class Backend:
-    """The defaults, which hold on every backend unless it overrides them.
+    """The defaults, used on every backend that does not override them.
 
     Attributes:
-        name: As Keras calls it.
-        id_dtypes: What ids may be; every one of these can be sorted.
+        name: The name in Keras.
+        id_dtypes: The dtypes of ids; the backend can sort all of them.
         cpu_tuning: The sizes that are fast on a CPU.
     """
 
@@ -135,7 +77,7 @@ class Backend:
     # Matrix products
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
-        """Returns the product of (R, C) and (C, D), in the dtype of both."""
+        """Returns the product of (R, C) and (C, D), in their common dtype."""
         return ops.matmul(left, right)
 
     def matmul_no_grad(self, left: Tensor, right: Tensor) -> Tensor:
@@ -143,7 +85,7 @@ class Backend:
         return self.matmul(left, right)
 
     def addmm(self, tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Returns (D, C) `tensor` + the product of (D, R) and (R, C).
+        """Returns (D, C) `tensor` plus the product of (D, R) and (R, C).
 
         Without gradient support. May modify `tensor` in place; do not reuse
         it.
@@ -151,7 +93,7 @@ class Backend:
         return tensor + self.matmul_no_grad(left, right)
 
     def tuning(self, tensor: Tensor) -> Tuning:
-        """Returns the sizes that are fast where `tensor` is computed.
+        """Returns the sizes that are fast on the device of `tensor`.
 
         Those of CPUs were measured with 2 cores, B from 64 to 131,072 and
         D = 64, by `python -m tests.benchmarks`.
@@ -165,7 +107,7 @@ class Backend:
     # Rows and ids
 
     def update_rows(self, tensor: Tensor, start: Size, rows: Tensor) -> Tensor:
-        """Returns `tensor` with these rows from `start` on.
+        """Returns `tensor` with its rows from `start` on replaced by `rows`.
 
         May modify `tensor` in place; do not reuse it.
         """
@@ -173,36 +115,36 @@ class Backend:
         return ops.slice_update(tensor, (start, *rest), rows)
 
     def factorize(self, ids: Tensor) -> Tensor:
-        """Returns int32 codes (n,), equal exactly where the ids are equal.
+        """Returns int32 codes (n,), which are equal where the ids are equal.
 
-        The code of an id is its first place among the sorted ids. Comparing
-        int32 is faster than comparing int64 or strings, and -1 stays free for
+        The code of an id is its first index among the sorted ids. Comparing
+        int32 is faster than comparing int64 or strings, and -1 can stand for
         "no id".
         """
         return ops.cast(ops.searchsorted(ops.sort(ids), ids), "int32")
 
     def top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Returns the k highest scores of each row and their int32 places.
+        """Returns the k highest scores of each row and their int32 indices.
 
-        Of equal scores the one with the lower place comes first.
+        Among equal scores, the one with the lower index comes first.
         """
-        best, places = ops.top_k(scores, k)
-        return best, ops.cast(places, "int32")
+        best, indices = ops.top_k(scores, k)
+        return best, ops.cast(indices, "int32")
 
     def maximum(self, one: Tensor, other: Tensor) -> Tensor:
-        """Returns the entrywise maximum, NaN where one of them is NaN."""
+        """Returns the entrywise maximum, NaN where either is NaN."""
         return ops.maximum(one, other)
 
     def hash_strings(self, ids: Tensor) -> Tensor:
-        """Returns the ids, strings as integers of 63 bits."""
+        """Returns the ids, with strings hashed to integers of 63 bits."""
         return ids
 
     def string_tensor(self, strings: np.ndarray) -> Tensor:
-        """Returns strings as a model takes them, None if it takes none."""
+        """Returns strings as a tensor for a model, None if it takes none."""
         return None
 
     def widest_integer(self) -> str:
-        """Returns "int64", or "int32" where the backend has nothing wider."""
+        """Returns "int64", or "int32" if the backend has nothing wider."""
         return "int64"
 
     # Differentiation, compilation, order of execution
@@ -213,11 +155,11 @@ class Backend:
             ..., tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]
         ],
     ) -> Callable[..., Tensor]:
-        """Returns a function with a gradient of its own.
+        """Returns a function with a custom gradient.
 
         Args:
-            function: Returns its value and a function from the upstream
-                gradient to the gradients by its arguments. It must not raise:
+            function: Returns its value, and a function from the upstream
+                gradient to the gradients of its arguments. It must not raise:
                 on PyTorch, Keras swallows the exception and returns NaN.
         """
 
@@ -226,56 +168,56 @@ class Backend:
 
             # Keras passes the upstream gradient by position on one backend
             # and by name on the others.
-            def pull(*args: Tensor, upstream: Tensor = None) -> Sequence:
+            def backward(*args: Tensor, upstream: Tensor = None) -> Sequence:
                 return gradient(args[0] if upstream is None else upstream)
 
-            return value, pull
+            return value, backward
 
         return ops.custom_gradient(with_gradient)
 
     def compile(self, function: Callable, xla: bool = True) -> Callable:
-        """Returns `function` of tensors, compiled where the backend can.
+        """Returns `function` of tensors, compiled if the backend can.
 
-        XLA merges elementwise steps and sums into one loop over a matrix.
-        Where the backend can do without, `xla` says whether to use it.
+        XLA fuses elementwise operations and sums into one loop over a matrix.
+        `xla` says whether to use it, if the backend has a choice.
         """
         return function
 
     def with_control_dependency(
         self, tensor: Tensor, earlier: Tensor
     ) -> Tensor:
-        """Returns `tensor`, to be used once `earlier` has been computed."""
+        """Returns `tensor`, available after `earlier` has been computed."""
         return tensor
 
     def full_precision_matmul(self) -> contextlib.AbstractContextManager:
-        """While inside, a GPU multiplies float32 matrices with all bits."""
+        """A context in which float32 products are not rounded to fewer bits."""
         return contextlib.nullcontext()
 
     # A tower in chunks of rows
 
     def is_dense(self, tensor: Tensor) -> bool:
-        """Whether a tensor is neither sparse nor ragged."""
+        """Returns whether a tensor is neither sparse nor ragged."""
         raise NotImplementedError
 
     def run_in_chunks(
         self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
-        """Returns what a tower makes of its rows, a chunk of them at a time.
+    ) -> tuple[list[Tensor], Values]:
+        """Returns the outputs of a tower, computed in chunks of rows.
 
-        Keeps the activations of one chunk alone. The gradient runs each chunk
-        again, from the state that the tower had before it.
+        Keeps only the activations of one chunk. The gradient runs each chunk
+        again, with the state that the tower had before it.
 
         Args:
             call: The call of the tower.
             chunk_size: Rows of a chunk.
 
         Returns:
-            The outputs, and the variables that the tower assigns with their
-            new values, not assigned yet.
+            The outputs; and the variables that the tower assigns, with their
+            new values, which are not assigned yet.
         """
         raise NotImplementedError
 
-    # Sizes that are known at run time alone
+    # Sizes that are known only at run time
 
     def ensure_rows(
         self,
@@ -284,66 +226,66 @@ class Backend:
         error: Callable[[], Exception],
         label: str,
     ) -> list[Tensor]:
-        """Returns the tensors of a batch, refused at run time if partial.
+        """Returns the tensors of a batch; refuses a partial one at run time.
 
         Args:
-            tensors: Tensors or None; the first one decides.
-            rows: The number of rows that the first must have, static in it
-                from here on; or None, for 2 or more.
-            error: Makes the exception. Inside of a compiled step, what the
-                user sees first may be the backend's own, with its message.
-            label: A short form of the message, fit for the name of an
+            tensors: Tensors or None; the first one is checked.
+            rows: The number of rows that the first tensor must have, which
+                is static in the result; or None, for 2 or more.
+            error: Makes the exception. In a compiled step, the user may see
+                the backend's own exception, with this message.
+            label: A short form of the message that can be the name of an
                 operation.
         """
         return list(tensors)
 
-    def are_readable(self, tensor: Tensor) -> bool:
-        """Whether the values of a tensor are at hand, at little cost."""
+    def is_readable(self, tensor: Tensor) -> bool:
+        """Returns whether the values of a tensor can be read cheaply."""
         return False
 
     def ensure_at_most_rows(
         self, tensor: Tensor, rows: int, message: str
     ) -> Tensor:
-        """Returns `tensor`, refused at run time if it has more than `rows`."""
+        """Returns `tensor`; refuses more than `rows` rows at run time."""
         return tensor
 
     # Replicas
 
     def collectives(self) -> Collectives | None:
-        """Returns those of the training step, or None without replicas."""
+        """Returns the collectives of the step, or None without replicas."""
         return None
 
     def sharding(self, rows: int) -> Sharding | None:
-        """Returns how global tensors are sharded, None if they are not."""
+        """Returns how global tensors are sharded, or None if they are not."""
         return None
 
     def replica_count(self) -> int:
-        """Returns how many replicas hold one batch together.
+        """Returns how many replicas share a global batch.
 
-        1 where the tensors are those of the global batch already.
+        1 if the tensors already are those of the global batch.
         """
         collectives = self.collectives()
         return 1 if collectives is None else collectives.count
 
     def symbolic_call_sees_means(self) -> bool:
-        """Whether a symbolic call may see floats in the place of integers."""
+        """Returns whether a symbolic call may see floats for integers."""
         return False
 
     # Exports and the state of the model
 
     def refuses_export(self) -> bool:
-        """Whether a model is being exported that this backend cannot save."""
+        """Returns whether an export is running that this backend cannot do."""
         return False
 
     def restore_model_state(self) -> contextlib.AbstractContextManager:
-        """Lets an exception leave a Keras step without loss of weights.
+        """A context in which an exception does not lose the model's weights.
 
-        Every public layer, loss, metric and function raises inside of it.
+        Every public layer, loss, metric and function raises inside it.
         """
         return contextlib.nullcontext()
 
     def keep_weights(
         self, model: keras.Model
     ) -> contextlib.AbstractContextManager:
-        """Lets any exception leave `model.predict` without loss of weights."""
+        """A context in which `model.predict` can fail and keep the weights."""
         return contextlib.nullcontext()

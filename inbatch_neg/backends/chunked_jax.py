@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,25 @@ import keras
 from jax.experimental import sparse
 
 from inbatch_neg.backends import keras_internals
-from inbatch_neg.backends.tower_call import TowerCall
-
-Tensor: TypeAlias = Any
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether rows can be cut from it."""
+    """Returns whether the tensor can be split by rows."""
     return not isinstance(tensor, sparse.JAXSparse)
 
 
 def run_in_chunks(
     call: TowerCall, chunk_size: int
-) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+) -> tuple[list[Tensor], Values]:
     """Returns the outputs of all rows and the assigned state.
 
-    A `scan` over the chunks, with the assigned state as its carry. The scan
-    keeps the carry and the rows of each chunk, and with `checkpoint` nothing
-    else.
+    Uses a `scan` over the chunks, with the assigned state as its carry. With
+    `checkpoint`, it keeps only the carry and the rows of each chunk.
     """
     devices = _Devices(call.rows[0].shape[0])
-    # A symbolic number of rows, of an export, makes no loop.
+    # Without a loop for the symbolic number of rows in an export.
     batch = devices.rows
     if not isinstance(batch, int) or batch <= chunk_size:
         function, state = _function(call, call.rows)
@@ -45,18 +43,18 @@ def run_in_chunks(
         values, outputs = jax.lax.scan(
             jax.checkpoint(
                 lambda values, rows: function(values, rows)[::-1],
-                prevent_cse=False,  # a scan prevents it
+                prevent_cse=False,  # a scan prevents it anyway
             ),
             values,
             chunks,
         )
         function = jax.checkpoint(function)
-    else:  # each operation is compiled once, and a loop would be each time
-        found = []
+    else:  # a scan would be compiled in every call; operations are cached
+        results = []
         for number in range(full):
-            results, values = function(values, [x[number] for x in chunks])
-            found.append(results)
-        outputs = [jnp.stack(column) for column in zip(*found)]
+            outputs, values = function(values, [x[number] for x in chunks])
+            results.append(outputs)
+        outputs = [jnp.stack(column) for column in zip(*results)]
     ends: list[Tensor] = [None] * len(outputs)
     if rest:
         ends, values = function(values, last)
@@ -67,7 +65,7 @@ def run_in_chunks(
 def _function(
     call: TowerCall, rows: Sequence[Tensor]
 ) -> tuple[Callable[..., Any], list[keras.Variable]]:
-    """Returns a function of the assigned state and rows, and that state.
+    """Returns a function of state and rows, and the state that it assigns.
 
     The function returns the outputs and the new values of the state.
     """
@@ -91,10 +89,10 @@ def _is_traced(values: Sequence[Tensor]) -> bool:
 
 
 class _Devices:
-    """Cuts rows so that each device has its part of every chunk.
+    """Splits rows so that each device has its part of every chunk.
 
-    The rows of a global batch lie on the devices of a `keras.distribution` in
-    order, so that the first rows of the batch are all on the first one.
+    The rows of a global batch are on the devices of a `keras.distribution` in
+    order, so the first rows of the batch are all on the first device.
 
     Args:
         rows: Number of rows of the batch.
@@ -121,7 +119,7 @@ class _Devices:
     def cut(
         self, tensors: Sequence[Tensor], full: int, chunk_size: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns the chunks (full, rows of a chunk, ...), and the rest."""
+        """Returns chunks (full, rows of a chunk, ...), and the last rows."""
         chunks, last = [], []
         for tensor in tensors:
             rest = tensor.shape[1:]
@@ -136,7 +134,7 @@ class _Devices:
         return chunks, last
 
     def join(self, chunks: Tensor, last: Tensor | None) -> Tensor:
-        """Returns the rows that `cut` has cut, in their order."""
+        """Returns the inverse of `cut`: all rows, in their order."""
         full, rest = chunks.shape[0], chunks.shape[2:]
         body = chunks.reshape(full, self._count, -1, *rest)
         body = jnp.moveaxis(body, 0, 1).reshape(self._count, -1, *rest)

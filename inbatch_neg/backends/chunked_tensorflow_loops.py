@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from inbatch_neg.backends.tower_call import TowerCall
-
-Tensor: TypeAlias = Any
-Values: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
+from inbatch_neg.backends.chunked_tensorflow_gradients import (
+    GradientLayout,
+    joined,
+)
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Tensor
 
 
 class Chunks:
-    """The first and the second runs of a tower on the chunks of a batch.
+    """The forward and the backward runs of a tower on the chunks of a batch.
 
     Args:
         call: The call of the tower.
         chunk_size: Rows of a chunk.
-        given: The trainable variables whose values come as arguments.
+        tensor_weights: The trainable variables whose values are passed as
+            tensors.
 
     Attributes:
         new_state: The variables that the tower assigns, and their values
-            after the first runs.
+            after the forward runs.
     """
 
     def __init__(
         self,
         call: TowerCall,
         chunk_size: int,
-        given: Sequence[keras.Variable],
+        tensor_weights: Sequence[keras.Variable],
     ) -> None:
         self.new_state: Values = []
         self.call = call
         self.size = chunk_size
-        self.given = given
+        self.tensor_weights = tensor_weights
 
-    def slopes(
+    def chunk_gradients(
         self,
         values: Values,
         sources: Sequence[Any],
@@ -49,45 +52,45 @@ class Chunks:
         """Returns the gradients of one chunk.
 
         Args:
-            values: Variables and the values that they have in it.
+            values: Variables and their values in this chunk.
             sources: Variables and weights.
             rows: The rows of the chunk.
-            floats: The places of those that are floats.
-            upstream: The gradients by its outputs.
+            floats: The indices of the float tensors among `rows`.
+            upstream: The gradients of the outputs.
 
         Returns:
-            A list, by `sources` and then by the rows that are floats, of
-            tensors, `tf.IndexedSlices` or None.
+            The gradients of `sources`, and then of the float rows: tensors,
+            `tf.IndexedSlices` or None.
         """
         sources = [*sources, *(rows[place] for place in floats)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
             outputs, _ = self.call(values, rows)
         pairs = [
-            (output, slope)
-            for output, slope in zip(outputs, upstream)
+            (output, gradient)
+            for output, gradient in zip(outputs, upstream)
             if output.dtype.is_floating
         ]
         return tape.gradient(
             [output for output, _ in pairs],
             sources,
-            [slope for _, slope in pairs],
+            [gradient for _, gradient in pairs],
         )
 
 
 class GraphChunks(Chunks):
-    """The runs inside of a `tf.function`: loops over chunks of one size.
+    """Runs inside a `tf.function`: loops over chunks of one size.
 
-    The tower is traced once for the chunks of the loop and once for the last
-    one, if that is smaller. Of an unknown number of rows the last chunk is
-    always outside of the loop, since XLA must know the size of the others.
+    The tower is traced once for the chunks of the loop, and once for the last
+    chunk, if that is smaller. If the number of rows is unknown, the last chunk
+    is always outside of the loop, since XLA must know the size of the others.
     """
 
     def run(
         self, weights: Sequence[Tensor], rows: Sequence[Tensor]
     ) -> list[Tensor]:
         """Returns the outputs of all rows."""
-        self._measure(rows)
+        self._set_sizes(rows)
         forward = self._traced_run(weights, rows)
 
         def step(number: Tensor, carry: list[Tensor]) -> tuple[list, list]:
@@ -99,7 +102,7 @@ class GraphChunks(Chunks):
         first = self._assigned(self._before)
         outputs = list(forward.structured_outputs[0])
         stacked, carry = self._loop(step, [*outputs, *first], first)
-        self._by_chunk, self._at_last = stacked[len(outputs) :], carry
+        self._carries, self._last_carry = stacked[len(outputs) :], carry
         outputs = [self._flat(x) for x in stacked[: len(outputs)]]
         if self._has_last:
             last = self._last(rows)
@@ -122,43 +125,43 @@ class GraphChunks(Chunks):
         floats: Sequence[int],
         upstream: Sequence[Tensor],
     ) -> list[Any]:
-        """Returns the gradients by variables, weights and float rows."""
+        """Returns the gradients of variables, weights and float rows."""
         sources = [*variables, *weights]
-        layout = _Layout([tuple(x.shape) for x in sources])
+        layout = GradientLayout([tuple(x.shape) for x in sources])
         upstream = list(upstream)
 
-        def slopes(weights: list, state: list, rows: list, up: list) -> list:
+        def run_back(weights: list, state: list, rows: list, up: list) -> list:
             values = self._values(weights, state)
             watched = [*variables, *weights]
-            return layout.taken_apart(
-                self.slopes(values, watched, rows, floats, up)
+            return layout.flatten(
+                self.chunk_gradients(values, watched, rows, floats, up)
             )
 
         def arguments(carry: list, cut: Callable[..., list]) -> tuple:
             return list(weights), self._with(carry), cut(rows), cut(upstream)
 
-        backward = _traced(slopes, *arguments(self._at_last, self._specs))
+        backward = _traced(run_back, *arguments(self._last_carry, self._specs))
 
         def step(number: Tensor, sums: list[Tensor]) -> tuple[list, list]:
-            carry = [x[number] for x in self._by_chunk]
-            stacked, found = layout.stacked_and_summed(
+            carry = [x[number] for x in self._carries]
+            stacked, new = layout.stacked_and_summed(
                 backward(*arguments(carry, lambda x: self._chunk(x, number)))
             )
-            return stacked, [one + other for one, other in zip(sums, found)]
+            return stacked, [one + other for one, other in zip(sums, new)]
 
-        likes, sums = layout.stacked_and_summed(backward.structured_outputs)
+        examples, sums = layout.stacked_and_summed(backward.structured_outputs)
         stacked, sums = self._loop(
-            step, likes, [tf.zeros(x.shape, x.dtype) for x in sums]
+            step, examples, [tf.zeros(x.shape, x.dtype) for x in sums]
         )
-        found = layout.put_together([self._flat(x) for x in stacked], sums)
+        of_loop = layout.unflatten([self._flat(x) for x in stacked], sums)
         if not self._has_last:
-            return found
-        last = arguments(self._at_last, self._last)
-        ends = layout.stacked_and_summed(_traced(slopes, *last)(*last))
-        return joined([found, layout.put_together(*ends)], len(sources))
+            return of_loop
+        last = arguments(self._last_carry, self._last)
+        ends = layout.stacked_and_summed(_traced(run_back, *last)(*last))
+        return joined([of_loop, layout.unflatten(*ends)], len(sources))
 
-    def _measure(self, rows: Sequence[Tensor]) -> None:
-        """Finds the number of full chunks, and the size of the last one."""
+    def _set_sizes(self, rows: Sequence[Tensor]) -> None:
+        """Sets the number of full chunks, and the size of the last chunk."""
         batch = rows[0].shape[0]
         if batch is None:
             batch = tf.shape(rows[0])[0]
@@ -171,7 +174,7 @@ class GraphChunks(Chunks):
     def _traced_run(
         self, weights: Sequence[Tensor], rows: Sequence[Tensor]
     ) -> Any:
-        """Returns the function of one chunk, and learns of the state."""
+        """Returns the traced run of one chunk; sets `_state` and `_before`."""
         self._state: list[keras.Variable] = []
         while True:
             state = self.call.state
@@ -181,7 +184,7 @@ class GraphChunks(Chunks):
             traced = _traced(
                 self._run_one, list(weights), self._before, self._specs(rows)
             )
-            # A generator that is not the tower's own shows in its first run.
+            # A seed generator outside of the tower is found in the first run.
             if len(self.call.state) == known:
                 break
         assigned = {id(v) for v in self.call.assigned}
@@ -197,14 +200,14 @@ class GraphChunks(Chunks):
         return outputs, [new.get(id(v), x) for v, x in zip(self._state, state)]
 
     def _values(self, weights: list[Tensor], state: list[Tensor]) -> Values:
-        return [*zip(self.given, weights), *zip(self._state, state)]
+        return [*zip(self.tensor_weights, weights), *zip(self._state, state)]
 
     def _assigned(self, state: Sequence[Any]) -> list[Any]:
-        """Returns those entries of the state that the tower assigns."""
+        """Returns the entries of the state that the tower assigns."""
         return [state[place] for place in self._places]
 
     def _with(self, carry: Sequence[Tensor]) -> list[Tensor]:
-        """Returns the whole state, with these values of the assigned ones."""
+        """Returns the whole state, with these values of assigned variables."""
         state = list(self._before)
         for place, value in zip(self._places, carry):
             state[place] = value
@@ -215,7 +218,7 @@ class GraphChunks(Chunks):
         return [self._cut(x, number * self.size, self.size) for x in tensors]
 
     def _specs(self, tensors: Sequence[Tensor]) -> list[tf.TensorSpec]:
-        """Returns what the rows of a full chunk are like."""
+        """Returns the specs of a full chunk."""
         return [
             tf.TensorSpec([self.size, *x.shape[1:]], x.dtype) for x in tensors
         ]
@@ -228,11 +231,11 @@ class GraphChunks(Chunks):
     def _cut(self, tensor: Tensor, start: Any, size: int | None) -> Tensor:
         shape = tf.shape(tensor)
         if tensor.shape[0] is None and size is not None:
-            # XLA compiles a loop of no steps, too, and would refuse a slice
-            # of more rows than there are.
+            # XLA also compiles a loop without steps, and would refuse a slice
+            # with more rows than the tensor has.
             places = tf.minimum(start + tf.range(size), shape[0] - 1)
             return tf.gather(tensor, places)
-        # XLA takes a start that is not known, if the sizes are.
+        # XLA accepts an unknown start if the sizes are known.
         sizes = [shape[0] - start if size is None else size] + [
             shape[i] if n is None else n
             for i, n in enumerate(tensor.shape)
@@ -243,7 +246,7 @@ class GraphChunks(Chunks):
         return tf.ensure_shape(part, [size, *tensor.shape[1:]])
 
     def _flat(self, stacked: Tensor) -> Tensor:
-        """Returns the rows of stacked chunks (chunks, rows of one, ...)."""
+        """Returns the rows of stacked chunks (chunks, rows of each, ...)."""
         in_chunk, *rest = stacked.shape[1:]
         rows = None
         if isinstance(self._full, int) and in_chunk is not None:
@@ -254,25 +257,28 @@ class GraphChunks(Chunks):
     def _loop(
         self,
         step: Callable[..., tuple[list, list]],
-        likes: Sequence[Any],
+        examples: Sequence[Any],
         carry: Sequence[Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns what `step(number, carry)` gives, stacked, and its carry."""
+        """Returns the stacked results of `step(number, carry)`, and the carry.
+
+        The results have the dtypes and shapes of `examples`.
+        """
         arrays = [
             tf.TensorArray(x.dtype, self._full, element_shape=x.shape)
-            for x in likes
+            for x in examples
         ]
 
         def body(number: Tensor, arrays: list, carry: list) -> tuple:
-            found, carry = step(number, carry)
-            arrays = [a.write(number, x) for a, x in zip(arrays, found)]
+            results, carry = step(number, carry)
+            arrays = [a.write(number, x) for a, x in zip(arrays, results)]
             return number + 1, arrays, carry
 
         _, arrays, carry = tf.while_loop(
             lambda number, *_: number < self._full,
             body,
             (tf.constant(0), arrays, list(carry)),
-            parallel_iterations=1,  # else chunks would be in memory together
+            parallel_iterations=1,  # only one chunk in memory at a time
         )
         return [array.stack() for array in arrays], list(carry)
 
@@ -283,98 +289,3 @@ def _traced(function: Callable[..., Any], *arguments: list[Tensor]) -> Any:
     )
     traced = tf.function(function, autograph=False)
     return traced.get_concrete_function(*specs)
-
-
-class _Layout:
-    """How the gradients of a chunk lie in a list of tensors.
-
-    Args:
-        shapes: Those of the variables and weights. Gradients by these are
-            summed over the chunks, or collected if they are `IndexedSlices`;
-            those by rows, which follow, are collected.
-    """
-
-    def __init__(self, shapes: Sequence[tuple]) -> None:
-        self._shapes = list(shapes)
-        self._kinds: list[type | None] = []
-
-    def taken_apart(self, slopes: Sequence[Any]) -> list[Tensor]:
-        """Returns the tensors of gradients, of which some may be None."""
-        count = len(self._shapes)
-        slopes = [
-            *slopes[:count],
-            *(
-                x if x is None else tf.convert_to_tensor(x)
-                for x in slopes[count:]
-            ),
-        ]
-        self._kinds = [None if x is None else type(x) for x in slopes]
-        parts: list[Tensor] = []
-        for slope in slopes:
-            if isinstance(slope, tf.IndexedSlices):
-                parts += [slope.values, slope.indices]
-            elif slope is not None:
-                parts.append(slope)
-        return parts
-
-    def stacked_and_summed(
-        self, parts: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns the tensors to collect, and those to add up."""
-        leaves = iter(parts)
-        stacked: list[Tensor] = []
-        summed: list[Tensor] = []
-        for place, kind in enumerate(self._kinds):
-            if kind is tf.IndexedSlices:
-                stacked += [next(leaves), next(leaves)]
-            elif kind is not None:
-                is_sum = place < len(self._shapes)
-                (summed if is_sum else stacked).append(next(leaves))
-        return stacked, summed
-
-    def put_together(
-        self, stacked: Sequence[Tensor], summed: Sequence[Tensor]
-    ) -> list[Any]:
-        """Returns the gradients, some of which are None."""
-        rows, sums = iter(stacked), iter(summed)
-        slopes: list[Any] = []
-        for place, kind in enumerate(self._kinds):
-            if kind is None:
-                slopes.append(None)
-            elif kind is tf.IndexedSlices:
-                values, indices = next(rows), next(rows)
-                shape = tf.constant(self._shapes[place], indices.dtype)
-                slopes.append(tf.IndexedSlices(values, indices, shape))
-            else:
-                is_sum = place < len(self._shapes)
-                slopes.append(next(sums if is_sum else rows))
-        return slopes
-
-
-def joined(every: Sequence[Sequence[Any]], count: int) -> list[Any]:
-    """Returns the gradients of all chunks: the first `count` are summed.
-
-    Those by the rows are concatenated.
-    """
-    sums = list(every[0][:count])
-    for slopes in every[1:]:
-        sums = [_added(*pair) for pair in zip(sums, slopes)]
-    by_rows = zip(*(slopes[count:] for slopes in every))
-    return sums + [
-        None if column[0] is None else tf.concat(column, axis=0)
-        for column in by_rows
-    ]
-
-
-def _added(one: Any, other: Any) -> Any:
-    if one is None or other is None:
-        return other if one is None else one
-    if not isinstance(one, tf.IndexedSlices) or not isinstance(
-        other, tf.IndexedSlices
-    ):
-        return tf.convert_to_tensor(one) + tf.convert_to_tensor(other)
-    return tf.IndexedSlices(
-        tf.concat([one.values, other.values], axis=0),
-        tf.concat([one.indices, other.indices], axis=0),
-        one.dense_shape,
-    )

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-import keras
 import torch
 from torch.autograd.function import once_differentiable
 from torch.utils import checkpoint
 
 from inbatch_neg.backends import keras_internals
-from inbatch_neg.backends.tower_call import TowerCall
-
-Tensor: TypeAlias = Any
-Values: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether rows can be cut from it."""
+    """Returns whether the tensor can be split by rows."""
     return tensor.layout == torch.strided and not tensor.is_nested
 
 
@@ -40,14 +37,14 @@ def run_in_chunks(
 
 
 class _Chunks:
-    """The first and the second runs of a tower on the chunks of a batch.
+    """The forward and the backward runs of a tower on the chunks of a batch.
 
     Attributes:
         weights: The trainable variables and their values.
-        fixed: The variables that the tower only reads, and their values;
-            known after the first runs.
+        fixed: The variables that the tower only reads, and their values; set
+            by the forward runs.
         new_state: The variables that it assigns, and their values after the
-            first runs.
+            forward runs.
     """
 
     def __init__(self, call: TowerCall, chunk_size: int) -> None:
@@ -57,7 +54,7 @@ class _Chunks:
         self.new_state: Values = []
         # Before each chunk.
         self._states: list[dict[int, Tensor]] = []
-        self._surroundings: list[_Surroundings] = []
+        self._contexts: list[_Context] = []
         self._buffers = keras_internals.torch_buffers(call.tower)
         batch = call.rows[0].shape[0]
         self._parts = [
@@ -72,24 +69,24 @@ class _Chunks:
         wholes: list[Tensor] = []
         for part in self._parts:
             self._states.append(dict(new))
-            surroundings = _Surroundings(rows[0].device, self._buffers)
-            self._surroundings.append(surroundings)
+            context = _Context(rows[0].device, self._buffers)
+            self._contexts.append(context)
             values = [(v, new.get(id(v), v.value)) for v in call.state]
-            outputs, found = call(
+            outputs, assigned = call(
                 [*self.weights, *values], [x[part] for x in rows]
             )
-            new.update((key, x.detach()) for key, x in found.items())
+            new.update((key, x.detach()) for key, x in assigned.items())
             if not wholes:
-                self._buffers = surroundings.keep_changed_buffers()
+                self._buffers = context.keep_changed_buffers()
                 count = rows[0].shape[0]
                 wholes = [x.new_empty(count, *x.shape[1:]) for x in outputs]
             for whole, output in zip(wholes, outputs):
                 whole[part] = output
         self.new_state = [(v, new[id(v)]) for v in call.assigned]
         self.fixed = [
-            (v, _as_it_is(v.value)) for v in call.state if id(v) not in new
+            (v, _snapshot(v.value)) for v in call.state if id(v) not in new
         ]
-        # The variables themselves are about to be assigned in place.
+        # Copies, since the variables will be assigned in place.
         first = {id(v): v.value.detach().clone() for v in call.assigned}
         self._states = [{**first, **state} for state in self._states]
         return wholes
@@ -101,17 +98,17 @@ class _Chunks:
         needed: Sequence[bool],
         upstream: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
-        """Returns the gradients by the weights and by the rows.
+        """Returns the gradients of the weights and of the rows.
 
         Args:
             tensors: The values of the weights and the rows.
-            needed: Of which of them the gradient is wanted.
-            upstream: The gradients by the outputs of `run`, or None.
+            needed: Which of them need a gradient.
+            upstream: The gradients of the outputs of `run`, or None.
         """
         count = len(self.weights)
         rows = tensors[count:]
         places = [i for i, n in enumerate(needed) if n]
-        # Before all chunks, so that their memory can be used again.
+        # Allocated before the chunks, whose memory can then be reused.
         sums = {i: torch.zeros_like(tensors[i]) for i in places}
         used = set()
         for number, part in enumerate(self._parts):
@@ -120,53 +117,53 @@ class _Chunks:
                 for x, n in zip(rows, needed[count:])
             ]
             sources = [*tensors[:count], *chunk]
-            slopes = self._slopes(
+            gradients = self._chunk_gradients(
                 number,
                 chunk,
                 [sources[i] for i in places],
                 [None if x is None else x[part] for x in upstream],
             )
-            for i, slope in zip(places, slopes):
-                if slope is not None:
+            for i, gradient in zip(places, gradients):
+                if gradient is not None:
                     used.add(i)
                     whole = sums[i] if i < count else sums[i][part]
-                    whole += slope
+                    whole += gradient
         return [sums[i] if i in used else None for i in range(len(needed))]
 
-    def _slopes(
+    def _chunk_gradients(
         self,
         number: int,
         chunk: Sequence[Tensor],
         sources: Sequence[Tensor],
         upstream: Sequence[Tensor | None],
     ) -> Sequence[Tensor | None]:
-        """Returns the gradients of a chunk by `sources`."""
+        """Returns the gradients of `sources` from one chunk."""
         state = self._states[number]
         values = [(v, state[id(v)]) for v in self._call.assigned]
-        with torch.enable_grad(), self._surroundings[number].again():
+        with torch.enable_grad(), self._contexts[number].restored():
             outputs, _ = self._call(
                 [*self.weights, *self.fixed, *values], chunk
             )
             pairs = [
-                (output, slope)
-                for output, slope in zip(outputs, upstream)
-                if slope is not None and output.requires_grad
+                (output, gradient)
+                for output, gradient in zip(outputs, upstream)
+                if gradient is not None and output.requires_grad
             ]
             if not pairs:
                 return [None] * len(sources)
             return torch.autograd.grad(
                 [output for output, _ in pairs],
                 sources,
-                [slope for _, slope in pairs],
+                [gradient for _, gradient in pairs],
                 allow_unused=True,
             )
 
 
-def _as_it_is(value: Tensor) -> Tensor:
+def _snapshot(value: Tensor) -> Tensor:
     """Returns a copy of a small tensor, and a large one itself.
 
-    Another call may assign a moving average or a seed before the second runs.
-    A large one is a frozen weight.
+    Another call may assign a moving average or a seed before the backward
+    runs. A large tensor is a frozen weight.
     """
     return value.detach().clone() if value.numel() <= 2**16 else value
 
@@ -179,7 +176,7 @@ class _InChunks(torch.autograd.Function):
         outputs = chunks.run(tensors[len(chunks.weights) :])
         ctx.chunks = chunks
         ctx.count = len(tensors)
-        # The fixed ones, too: PyTorch tells if one was changed in between.
+        # Also the fixed ones, so that PyTorch detects changes in between.
         ctx.save_for_backward(*tensors, *(x for _, x in chunks.fixed))
         ctx.mark_non_differentiable(
             *(x for x in outputs if not x.is_floating_point())
@@ -198,15 +195,15 @@ class _InChunks(torch.autograd.Function):
         )
 
 
-class _Surroundings:
-    """What a run depends on beside its arguments, as it is now.
+class _Context:
+    """A snapshot of the global state that a run depends on.
 
-    Those are the generators of PyTorch, its autocasting, and the buffers of
-    PyTorch modules, which these change in place.
+    It holds PyTorch's random generators, its autocasting, and the buffers of
+    PyTorch modules, which a run changes in place.
 
     Args:
-        device: Of the tensors that the run works on.
-        buffers: Those of PyTorch modules that a run may change.
+        device: The device of the tensors of the run.
+        buffers: The buffers of PyTorch modules that a run may change.
     """
 
     def __init__(self, device: torch.device, buffers: Sequence[Tensor]) -> None:
@@ -226,7 +223,7 @@ class _Surroundings:
         self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
 
     def keep_changed_buffers(self) -> list[Tensor]:
-        """Forgets the buffers that are as they were; returns the others."""
+        """Keeps only the buffers that have changed since, and returns them."""
         self._buffers = [
             (buffer, value)
             for buffer, value in self._buffers
@@ -235,8 +232,8 @@ class _Surroundings:
         return [buffer for buffer, _ in self._buffers]
 
     @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
-        """While inside, everything is as it was."""
+    def restored(self) -> Iterator[None]:
+        """A context in which this state is restored."""
         devices, states = self._generators
         kind = self._kind if devices else "cuda"
         with contextlib.ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""What differs on JAX: `jit`, global tensors on a mesh, stateless steps."""
+"""JAX: `jit`, global tensors on a mesh, stateless steps."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,8 +8,10 @@ import keras
 from jax.sharding import NamedSharding, PartitionSpec
 
 from inbatch_neg.backends import chunked_jax, keras_internals
-from inbatch_neg.backends.base import Backend, Collectives, Sharding, Tensor
-from inbatch_neg.backends.tower_call import TowerCall
+from inbatch_neg.backends.base import Backend
+from inbatch_neg.backends.collectives import Collectives, Sharding
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Tensor
 
 
 class JaxBackend(Backend):
@@ -18,7 +20,7 @@ class JaxBackend(Backend):
     name = "jax"
     id_dtypes = (*Backend.id_dtypes, "uint64")
 
-    def are_readable(self, tensor: Tensor) -> bool:
+    def is_readable(self, tensor: Tensor) -> bool:
         """True outside of a trace."""
         return isinstance(tensor, jax.Array) and not isinstance(
             tensor, jax.core.Tracer
@@ -26,13 +28,13 @@ class JaxBackend(Backend):
 
     def is_on_gpu(self, tensor: Tensor) -> bool:
         """Asks an array for its devices; a tracer goes to the default one."""
-        if self.are_readable(tensor):
+        if self.is_readable(tensor):
             return any(d.platform != "cpu" for d in tensor.devices())
         device = jax.config.jax_default_device or jax.devices()[0]
         return getattr(device, "platform", device) != "cpu"
 
     def widest_integer(self) -> str:
-        """Depends on a setting of JAX."""
+        """Depends on JAX's setting `jax_enable_x64`."""
         return "int64" if jax.config.jax_enable_x64 else "int32"
 
     def compile(self, function: Callable, xla: bool = True) -> Callable:
@@ -40,17 +42,17 @@ class JaxBackend(Backend):
         return jax.jit(function)
 
     def is_dense(self, tensor: Tensor) -> bool:
-        """Refuses JAX' experimental sparse arrays."""
+        """Refuses JAX's experimental sparse arrays."""
         return chunked_jax.is_dense(tensor)
 
     def run_in_chunks(
         self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
-        """A `scan` over `jax.checkpoint`."""
+    ) -> tuple[list[Tensor], Values]:
+        """Uses a `scan` over `jax.checkpoint`."""
         return chunked_jax.run_in_chunks(call, chunk_size)
 
     def full_precision_matmul(self) -> contextlib.AbstractContextManager:
-        """Sets JAX' own precision of matrix products."""
+        """Sets JAX's precision of matrix products."""
         return jax.default_matmul_precision("float32")
 
     def sharding(self, rows: int) -> Sharding | None:
@@ -64,19 +66,19 @@ class JaxBackend(Backend):
     def refuses_export(self) -> bool:
         """True in every export.
 
-        It saves gradients, too, and fails where a `custom_gradient` refers to
-        tensors around it, as the losses of all but small batches do.
+        An export also saves gradients, and fails if a `custom_gradient` closes
+        over tensors, as the losses of all but small batches do.
         """
         return keras_internals.in_export()
 
     def restore_model_state(self) -> contextlib.AbstractContextManager:
-        """Assigns the weights again that a stateless step has taken out."""
+        """Restores the weights that a stateless step has taken out."""
         return keras_internals.restore_model_state(_is_value)
 
     def keep_weights(
         self, model: keras.Model
     ) -> contextlib.AbstractContextManager:
-        """Assigns the weights again that `predict` has taken out."""
+        """Restores the weights that `predict` has taken out."""
         return keras_internals.keep_weights(model, _is_value)
 
 
@@ -91,9 +93,9 @@ def _is_value(value: Tensor) -> bool:
 class _MeshSharding(Sharding):
     """The rows of global tensors along some axes of a device mesh.
 
-    On JAX the tensors are global, and so is what a function returns. Left
-    alone, the compiler would cut the loop over chunks across its chunks;
-    `shard_map` gives each device the rows that it holds.
+    On JAX, tensors and results are global. The compiler would split each
+    chunk of the loop over the devices; `shard_map` lets each device loop over
+    its own rows instead.
     """
 
     def __init__(self, mesh: jax.sharding.Mesh, axes: tuple[str, ...]) -> None:
@@ -131,7 +133,7 @@ class _MeshSharding(Sharding):
 
 
 class _MeshCollectives(Collectives):
-    """Those inside of `shard_map`. Shapes are the same on every device."""
+    """Collectives in `shard_map`. Shapes are the same on every device."""
 
     def __init__(self, axes: tuple[str, ...], count: int) -> None:
         self.axes = axes

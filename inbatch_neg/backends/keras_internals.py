@@ -1,18 +1,18 @@
-"""Everything that relies on how Keras is written inside.
+"""Everything that relies on private parts of Keras.
 
-Read in Keras 3.5.0 and 3.15.1. The tests run on both, so a change in Keras
-fails there first:
+Written for Keras 3.5.0 and 3.15.1. The tests run on both, so that a change in
+Keras makes a test fail:
 
-- whether Keras traces shapes alone (`SymbolicScope.original_scope`);
+- whether Keras only traces shapes (`SymbolicScope.original_scope`);
 - the package that exports models (`keras.src.export`);
-- how an error passes Keras and AutoGraph unchanged (two attributes);
+- how an error passes through Keras and AutoGraph unchanged (two attributes);
 - which local variable of a JAX step holds the weights (`state`), in which
-  module, whether the model has them already (`_jax_state_synced`), and that
-  its own variables are empty meanwhile (`_value`);
+  module, whether the model already has them (`_jax_state_synced`), and that
+  its variables are empty during the step (`_value`);
 - which attribute of a model holds its compiled step (`train_function`, ...);
 - the device mesh of a distribution (`device_mesh.backend_mesh`);
 - how a layer enters the paths of its weights (`_open_name_scope`);
-- which layers there are inside of a layer (`_flatten_layers`).
+- how to list the layers inside a layer (`_flatten_layers`).
 """
 
 import contextlib
@@ -26,13 +26,13 @@ import keras
 
 
 def in_symbolic_call() -> bool:
-    """Whether Keras is tracing shapes alone, so that there is no batch yet."""
+    """Returns whether Keras only traces shapes, without a real batch."""
     with keras.SymbolicScope() as scope:
         return scope.original_scope is not None
 
 
 def in_export() -> bool:
-    """Whether `model.export` is tracing the model."""
+    """Returns whether `model.export` is tracing the model."""
     return any(
         frame.f_globals.get("__name__", "").startswith("keras.src.export")
         for frame in _frames()
@@ -40,11 +40,11 @@ def in_export() -> bool:
 
 
 class UnchangedMessage:
-    """For errors whose message crosses layers and compiled functions as it is.
+    """For errors whose message Keras and AutoGraph should not change.
 
-    Keras and AutoGraph rewrite the message of an error that crosses them,
-    which would bury the remedy; AutoGraph makes an error of its own of it.
-    They leave one with these attributes alone.
+    Keras and AutoGraph rewrite the message of an error that passes through
+    them, which would hide the fix, and AutoGraph changes its type. They do not
+    touch errors with these attributes.
     """
 
     _keras_call_info_injected = True
@@ -52,14 +52,14 @@ class UnchangedMessage:
 
 
 class NoNameScope:
-    """For a layer around another one, whose weights keep their paths."""
+    """For a layer around another one whose weights keep their paths."""
 
     def _open_name_scope(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
 
 def torch_buffers(layer: keras.Layer) -> list[Any]:
-    """Returns the buffers of the PyTorch modules inside of a layer."""
+    """Returns the buffers of the PyTorch modules inside a layer."""
     return [
         buffer
         for inner in layer._flatten_layers()
@@ -71,8 +71,8 @@ def torch_buffers(layer: keras.Layer) -> list[Any]:
 def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:
     """Returns the device mesh and the axes that share the rows of a batch.
 
-    The devices along a model axis would repeat the same work: they share the
-    rows where these can be divided.
+    Devices along a model axis would repeat the same work. They share the rows
+    instead, if the number of rows can be divided by their number.
     """
     mesh = distribution.device_mesh.backend_mesh
     axes = (distribution.get_data_layout((rows,)).axes[0],)
@@ -83,17 +83,17 @@ def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:
 
 @contextlib.contextmanager
 def restore_model_state(is_value: Callable[[Any], bool]) -> Iterator[None]:
-    """Assigns a model's weights again when an error leaves a JAX step.
+    """Restores a model's weights when an error leaves a JAX step.
 
     While `fit`, `evaluate` and `predict` run on JAX, Keras empties the model
     and keeps the weights in a local variable, `state`. An exception loses
     that variable, and with it the trained model. Nothing else refers to the
-    weights: the model's variables are empty, and the step's own arguments are
+    weights: the model's variables are empty, and the arguments of the step are
     tracers. So the variable is looked up on the stack.
 
     Args:
-        is_value: Whether an entry of `state` is an array that still has its
-            memory: no tracer, and not donated to a step.
+        is_value: Returns whether an entry of `state` is an array that still
+            has its memory: not a tracer, and not donated to a step.
     """
     try:
         yield
@@ -106,15 +106,15 @@ def restore_model_state(is_value: Callable[[Any], bool]) -> Iterator[None]:
 def keep_weights(
     model: keras.Model, is_value: Callable[[Any], bool]
 ) -> Iterator[None]:
-    """Assigns a model's weights again when `predict` raises on JAX.
+    """Restores a model's weights when `predict` raises on JAX.
 
-    For errors of Keras' own and of the data, which `restore_model_state` does
-    not see.
+    For errors from Keras and from the data, which do not pass through
+    `restore_model_state`.
     """
     before = [(v, v.value) for v in model.variables]
     if model.steps_per_execution > 1:
-        # The first of several steps takes the memory, and if the second one
-        # fails, its result is lost. With one step Keras keeps it.
+        # The first of several steps takes over the memory, and if the second
+        # one fails, the result is lost. With a single step, Keras keeps it.
         before = [(v, keras.ops.copy(value)) for v, value in before]
     try:
         yield
@@ -130,7 +130,7 @@ def keep_weights(
 
 
 def is_taken_out(variable: keras.Variable) -> bool:
-    """Whether a JAX step has taken out the value of a weight."""
+    """Returns whether a JAX step has taken out the value of a weight."""
     return getattr(variable, "_value", variable) is None
 
 
@@ -143,7 +143,7 @@ _VARIABLES_IN_STATE = {
     "predict_on_batch": ("trainable", "non_trainable"),
 }
 
-# The module of `fit` and the others, and of what they call between steps.
+# The module of `fit` and the others, and of the functions that they call.
 _TRAINER = "keras.src.backend.jax.trainer"
 
 
@@ -160,14 +160,14 @@ def _restore(is_value: Callable[[Any], bool]) -> None:
         if frame.f_globals.get("__name__") != _TRAINER:
             continue
         state = frame.f_locals.get("state")
-        # With `steps_per_execution` the first step of several takes the
-        # memory of the outer `state`, and an inner one is newer.
+        # With `steps_per_execution`, the first of several steps takes over the
+        # memory of the outer `state`, and an inner `state` is newer.
         if newest is None and _is_state(state, is_value):
             newest = state
         names = _VARIABLES_IN_STATE.get(frame.f_code.co_name)
         if names:
             model = frame.f_locals["self"]
-            # Otherwise the model has its weights, perhaps newer ones.
+            # If it is synced, the model has its weights, maybe newer ones.
             if newest is not None and not model._jax_state_synced:
                 _assign_in_a_thread(model, names, newest)
             return
@@ -182,11 +182,11 @@ def _is_state(state: Any, is_value: Callable[[Any], bool]) -> bool:
 def _assign_in_a_thread(
     model: keras.Model, names: Sequence[str], state: tuple[Any, ...]
 ) -> None:
-    # The scope of the stateless step and the trace are local to the thread,
-    # hence a thread of its own.
+    # The scope of the stateless step and the trace belong to the current
+    # thread, so the weights are assigned in another one.
     with ThreadPoolExecutor(1) as executor:
         executor.submit(_assign, model, names, state).result()
-    # Or `fit` would assign the state of an earlier step when it ends.
+    # Otherwise `fit` would assign the state of an earlier step at its end.
     model._jax_state = None
     model._jax_state_synced = True
 
@@ -218,11 +218,11 @@ _STEPS = {
 
 
 class _TranslatedStep:
-    """The compiled step of a model, with other errors than its own.
+    """The compiled step of a model, with translated errors.
 
     Attributes:
-        translations: The exceptions to raise in the place of an error, by a
-            part of its message.
+        translations: The exceptions to raise instead of an error, by a part
+            of its message.
     """
 
     def __init__(self, step: Callable[..., Any]) -> None:
@@ -246,15 +246,15 @@ class _TranslatedStep:
 def translate_step_error(
     parts: Sequence[str], translated: Callable[[], Exception]
 ) -> None:
-    """Replaces an error of the step that is being traced, from now on.
+    """Translates an error of the step that is being traced, from now on.
 
-    An exception cannot leave a compiled step, so an assertion inside of it
-    ends in the backend's own error. The model that traces is looked up on the
-    stack, and its step is wrapped. The step that is running already keeps its
+    An exception cannot leave a compiled step: a failed assertion raises the
+    backend's own error. The model whose step is traced is looked up on the
+    stack, and its step is wrapped. A call that is already running keeps its
     own error.
 
     Args:
-        parts: The error's message has one of these.
+        parts: Texts, one of which is in the message of the error.
         translated: Makes the exception to raise instead.
     """
     for frame in _frames():

@@ -1,17 +1,18 @@
-"""What differs on TensorFlow: strings, unknown sizes, graphs, strategies."""
+"""TensorFlow: strings, unknown sizes, graphs, distribution strategies."""
 
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
 from inbatch_neg.backends import chunked_tensorflow, keras_internals
-from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor
-from inbatch_neg.backends.tower_call import TowerCall
+from inbatch_neg.backends.base import Backend
+from inbatch_neg.backends.collectives import Collectives
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Size, Tensor
 
 
 class TensorFlowBackend(Backend):
@@ -20,26 +21,26 @@ class TensorFlowBackend(Backend):
     name = "tensorflow"
     id_dtypes = (*Backend.id_dtypes, "uint64", "string")
 
-    def are_readable(self, tensor: Tensor) -> bool:
+    def is_readable(self, tensor: Tensor) -> bool:
         """True for eager tensors."""
         return tf.executing_eagerly() and hasattr(tensor, "numpy")
 
     def is_on_gpu(self, tensor: Tensor) -> bool:
         """Asks an eager tensor; a graph goes to a GPU if there is one."""
-        if self.are_readable(tensor):
+        if self.is_readable(tensor):
             return "CPU" not in tensor.device
         return _has_gpu()
 
     def update_rows(self, tensor: Tensor, start: Size, rows: Tensor) -> Tensor:
         """Scatters the rows: a slice update would copy the whole tensor."""
-        places = start + ops.arange(ops.shape(rows)[0], dtype="int32")
-        return ops.scatter_update(tensor, places[:, None], rows)
+        indices = start + ops.arange(ops.shape(rows)[0], dtype="int32")
+        return ops.scatter_update(tensor, indices[:, None], rows)
 
     def factorize(self, ids: Tensor) -> Tensor:
-        """Takes strings too."""
+        """Also takes strings."""
         if ids.dtype == tf.string:
             return tf.unique(ids).idx
-        # Before 3.6, Keras' own takes the length of a symbolic tensor.
+        # Before 3.6, Keras' own calls `len` on a symbolic tensor.
         return tf.searchsorted(tf.sort(ids), ids)
 
     def hash_strings(self, ids: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class TensorFlowBackend(Backend):
         return tf.strings.to_hash_bucket_fast(ids, 2**63 - 1)
 
     def string_tensor(self, strings: np.ndarray) -> Tensor:
-        """Returns a tensor of strings; Keras takes none of NumPy's."""
+        """Returns a tensor, since Keras does not take NumPy's strings."""
         return tf.convert_to_tensor(strings)
 
     def compile(self, function: Callable, xla: bool = True) -> Callable:
@@ -59,10 +60,10 @@ class TensorFlowBackend(Backend):
     def with_control_dependency(
         self, tensor: Tensor, earlier: Tensor
     ) -> Tensor:
-        """Orders a graph.
+        """Orders the operations of a graph.
 
-        A graph starts whatever is ready, so the intermediate tensors of all
-        its parts would be in memory at the same time.
+        A graph starts every operation that is ready, so that the intermediate
+        tensors of all its parts would be in memory at the same time.
         """
         if tf.executing_eagerly():
             return tensor
@@ -75,7 +76,7 @@ class TensorFlowBackend(Backend):
 
     def run_in_chunks(
         self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
+    ) -> tuple[list[Tensor], Values]:
         """Two loops in a `tf.custom_gradient`."""
         return chunked_tensorflow.run_in_chunks(call, chunk_size)
 
@@ -99,24 +100,25 @@ class TensorFlowBackend(Backend):
     ) -> list[Tensor]:
         """Asserts a number of rows that is unknown while tracing.
 
-        All tensors wait for the assertion, or an operation on another one
-        would fail first. XLA removes assertions, but reports an operation
-        that cannot hold by its name, `label`.
+        All tensors wait for the assertion; otherwise an operation on another
+        tensor could fail first. XLA removes assertions, but it reports a
+        failing `ensure_shape` with its name, `label`.
         """
         first, message = tensors[0], str(error())
-        # Before a batch of unknown size comes: the step that traces it keeps
-        # its own error. An assertion prints the message, here its beginning.
+        # Also for a known size, so that the error of a later batch of another
+        # size is translated: the step that is running keeps its own error. The
+        # error of an assertion contains the message, here its beginning.
         if not tf.executing_eagerly():
             keras_internals.translate_step_error(
                 (message.split(" or ")[0], label), error
             )
         if first.shape[0] is not None:
             return list(tensors)
-        found = tf.shape(first)[0]
+        actual = tf.shape(first)[0]
         if rows is None:
-            check = tf.debugging.assert_greater(found, 1, message=message)
+            check = tf.debugging.assert_greater(actual, 1, message=message)
         else:
-            check = tf.debugging.assert_equal(found, rows, message=message)
+            check = tf.debugging.assert_equal(actual, rows, message=message)
         checked = _after(check, tensors)
         if rows is not None:
             shape = [rows, *first.shape[1:]]
@@ -136,14 +138,14 @@ class TensorFlowBackend(Backend):
 
     def collectives(self) -> Collectives | None:
         """Returns those of a `tf.distribute` strategy with replicas."""
-        # None outside of `strategy.run`, where no replica trains.
+        # None outside of `strategy.run`.
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
             return _StrategyCollectives(context)
         return None
 
     def replica_count(self) -> int:
-        """Counts the strategy's replicas in symbolic calls too."""
+        """Also counts the replicas of a strategy in symbolic calls."""
         if keras_internals.in_symbolic_call():
             return _strategy_count()
         return super().replica_count()
@@ -151,9 +153,9 @@ class TensorFlowBackend(Backend):
     def symbolic_call_sees_means(self) -> bool:
         """True under a strategy with several replicas.
 
-        There `fit` of Keras 3.15 builds a model with the mean of the
-        replicas' first batches, so ids and counts become floats. What comes
-        in is checked when the first step is traced.
+        `fit` of Keras 3.15 then builds a model with the mean of the replicas'
+        first batches, so ids become floats. The real inputs are checked when
+        the first step is traced.
         """
         return _strategy_count() > 1
 
@@ -165,7 +167,7 @@ def _has_gpu() -> bool:
 
 
 def _after(check: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns the tensors, to be used once the assertion `check` holds."""
+    """Returns the tensors, available after the assertion `check`."""
     with tf.control_dependencies([] if check is None else [check]):
         return [
             None if tensor is None else tf.identity(tensor)
@@ -186,34 +188,34 @@ class _StrategyCollectives(Collectives):
         self.index = context.replica_id_in_sync_group
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Gathers strings as their hashes, since no strategy sends strings."""
+        """Gathers; strings as hashes, since no strategy sends strings."""
         if tensor.dtype == tf.string:
             tensor = tf.strings.to_hash_bucket_fast(tensor, 2**63 - 1)
         elif tensor.dtype.is_integer and tensor.dtype != tf.int32:
             tensor = tf.cast(tensor, tf.int64)
         rows = tensor.shape[0]
-        every = self.context.all_gather(tensor, axis=0)
+        gathered = self.context.all_gather(tensor, axis=0)
         if rows is not None:
             rows *= self.count
-        return tf.ensure_shape(every, [rows, *tensor.shape[1:]])
+        return tf.ensure_shape(gathered, [rows, *tensor.shape[1:]])
 
     def check_same_shapes(
         self,
         tensors: Mapping[str, Tensor],
         error: Callable[[str], Exception],
     ) -> dict[str, Tensor]:
-        """Compares the rows at run time.
+        """Compares the numbers of rows at run time.
 
-        Nothing else can differ: all replicas run one traced function.
+        Nothing else can differ, since all replicas run one traced function.
         """
         sizes = tf.concat(
             [tf.shape(x)[:1] for x in tensors.values() if x is not None],
             axis=0,
         )
-        every = self.context.all_gather(sizes[None], axis=0)
+        gathered = self.context.all_gather(sizes[None], axis=0)
         check = tf.debugging.Assert(
-            tf.reduce_all(every == sizes),
-            [str(error("rows of all tensors by replica:")), every],
+            tf.reduce_all(gathered == sizes),
+            [str(error("rows of all tensors by replica:")), gathered],
             summarize=-1,
         )
         return dict(zip(tensors, _after(check, list(tensors.values()))))

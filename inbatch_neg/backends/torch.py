@@ -1,34 +1,35 @@
-"""What differs on PyTorch: products, ties, updates in place, processes."""
+"""PyTorch: matrix products, ties, in-place updates, processes."""
 
 import contextlib
 import functools
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 
-import keras
 import torch
 from keras import ops
 from torch import distributed
 
 from inbatch_neg.backends import chunked_torch
-from inbatch_neg.backends.base import Backend, Collectives, Size, Tensor, Tuning
-from inbatch_neg.backends.tower_call import TowerCall
+from inbatch_neg.backends.base import Backend, Tuning
+from inbatch_neg.backends.collectives import Collectives
+from inbatch_neg.backends.tower_call import TowerCall, Values
+from inbatch_neg.backends.types import Size, Tensor
 
 
 class TorchBackend(Backend):
     """PyTorch, eager or compiled, and in a default process group."""
 
     name = "torch"
-    # PyTorch runs each operation from Python, so chunks must save more to pay
-    # for their own operations. Several vectors are that many more, so their
-    # chunks are larger. A chunk has at most 16 MB of float32: glibc gives
-    # blocks above 32 MB back to the system.
+    # PyTorch runs each operation from Python, so the matrix is kept up to a
+    # larger size, and chunks of several vectors, which need more operations,
+    # are larger. A chunk has at most 16 MB of float32, since glibc returns
+    # freed blocks above 32 MB to the system.
     cpu_tuning = Tuning(
         max_chunk_scores=2**22, table_scores=2**21, max_dense_scores=2**18
     )
 
-    def are_readable(self, tensor: Tensor) -> bool:
-        """True for eager tensors on the CPU; a GPU would have to wait."""
+    def is_readable(self, tensor: Tensor) -> bool:
+        """True for eager tensors on the CPU; on a GPU it would synchronise."""
         return (
             isinstance(tensor, torch.Tensor)
             and tensor.device.type == "cpu"
@@ -37,9 +38,10 @@ class TorchBackend(Backend):
         )
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:
-        """Multiplies in the dtype of both.
+        """Multiplies in the common dtype.
 
-        Keras' own is float32 for float64, and autocast rounds to bfloat16.
+        Keras' own product turns float64 into float32, and autocast rounds to
+        bfloat16.
         """
         device = left.device.type
         if not torch.is_autocast_enabled(device):
@@ -48,10 +50,10 @@ class TorchBackend(Backend):
             return left @ right
 
     def matmul_no_grad(self, left: Tensor, right: Tensor) -> Tensor:
-        """Multiplies by oneDNN on the CPU, where PyTorch has it.
+        """Multiplies with oneDNN on the CPU, if PyTorch has it.
 
-        PyTorch asks MKL for products of float32, which on AMD processors runs
-        at half of oneDNN's speed.
+        PyTorch uses MKL for float32 products, which has half of oneDNN's
+        speed on AMD processors.
         """
         linear = _onednn_linear()
         if linear is None or not _suits_onednn(left, right):
@@ -74,22 +76,22 @@ class TorchBackend(Backend):
         return tensor
 
     def top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Sorts a row with more than k scores as high as its k-th.
+        """Sorts the scores if more than k are as high as the k-th of a row.
 
-        PyTorch does not promise which of equal scores come first.
+        PyTorch does not define which of equal scores come first.
         """
-        best, places = ops.top_k(scores, k)
-        if _is_exporting():  # which cannot branch on values
+        best, indices = ops.top_k(scores, k)
+        if _is_exporting():  # an export cannot branch on values
             return self._stable_top_k(scores, k)
-        fitting = (scores >= best[:, -1:]).sum(dim=1) > k
-        if bool(fitting.any()):
+        has_ties = (scores >= best[:, -1:]).sum(dim=1) > k
+        if bool(has_ties.any()):
             return self._stable_top_k(scores, k)
-        return best, ops.cast(places, "int32")
+        return best, ops.cast(indices, "int32")
 
     def _stable_top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         order = scores.sort(dim=1, descending=True, stable=True)
-        best, places = order.values[:, :k], order.indices[:, :k]
-        return best, ops.cast(places, "int32")
+        best, indices = order.values[:, :k], order.indices[:, :k]
+        return best, ops.cast(indices, "int32")
 
     def is_dense(self, tensor: Tensor) -> bool:
         """Refuses sparse and nested layouts."""
@@ -97,17 +99,17 @@ class TorchBackend(Backend):
 
     def run_in_chunks(
         self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], list[tuple[keras.Variable, Tensor]]]:
-        """A custom autograd function."""
+    ) -> tuple[list[Tensor], Values]:
+        """Uses a custom autograd function."""
         return chunked_torch.run_in_chunks(call, chunk_size)
 
     def maximum(self, one: Tensor, other: Tensor) -> Tensor:
-        """Keeps float64, of which Keras makes float32."""
+        """Keeps float64, which Keras would turn into float32."""
         return torch.maximum(one, other)
 
     @contextlib.contextmanager
     def full_precision_matmul(self) -> Iterator[None]:
-        """Turns TensorFloat-32 off, and gradients too."""
+        """Turns off TensorFloat-32, and gradients."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
@@ -125,7 +127,7 @@ class TorchBackend(Backend):
 
 
 def _is_exporting() -> bool:
-    # Older than 2.7, PyTorch does not tell.
+    # PyTorch before 2.7 does not have this function.
     return getattr(torch.compiler, "is_exporting", bool)()
 
 
@@ -133,7 +135,7 @@ def _is_exporting() -> bool:
 def _onednn_linear() -> Callable | None:
     """Returns the linear layer of PyTorch's compiler, or None without it.
 
-    A private operation: where it is gone, the public product serves.
+    It is a private operation. Without it, the public product is used.
     """
     if not torch.backends.mkldnn.is_available():
         return None
@@ -142,7 +144,7 @@ def _onednn_linear() -> Callable | None:
 
 
 def _suits_onednn(*matrices: Tensor) -> bool:
-    """Whether oneDNN's linear layer takes these matrices here and now.
+    """Returns whether oneDNN's linear layer can multiply these matrices now.
 
     It has no gradient, and refuses empty matrices and rows that share memory.
     """
@@ -155,31 +157,31 @@ def _suits_onednn(*matrices: Tensor) -> bool:
             matrix.device.type == "cpu"
             and matrix.dtype == torch.float32
             and matrix.numel() > 0
-            and (_has_rows_apart(matrix) or _has_rows_apart(matrix.T))
+            and (_has_separate_rows(matrix) or _has_separate_rows(matrix.T))
             for matrix in matrices
         )
     )
 
 
-def _has_rows_apart(matrix: Tensor) -> bool:
+def _has_separate_rows(matrix: Tensor) -> bool:
     stride, step = matrix.stride()
     return step == 1 and stride >= matrix.shape[1]
 
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Lets glibc keep the memory of a chunk for the next one.
+    """Makes glibc keep the memory of a chunk for the next one.
 
-    Until a larger block has been freed, it gives freed memory back to the
-    system and gets it again page by page, which takes longer than a product.
-    Blocks above 32 MB are always given back.
+    Until a larger block has been freed, glibc returns freed memory to the
+    system and gets it back page by page, which takes longer than a product.
+    Blocks above 32 MB are always returned.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-# What a process tells the others about each of its tensors.
+# What the processes compare of each tensor.
 _COMPARED = (
-    "rank (0: not given)",
+    "rank (0: not passed)",
     "rows",
     "size of dimension 1",
     "size of dimension 2",
@@ -195,20 +197,20 @@ class _ProcessGroupCollectives(Collectives):
         self.index = distributed.get_rank()
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Gathers with a gradient; int16, which gloo does not send, as int."""
+        """Gathers with a gradient; int16 as int32, since gloo lacks int16."""
         if tensor.dtype == torch.int16:
             tensor = tensor.int()
         return _Gather.apply(tensor.contiguous(), self)
 
     def gather_values(self, tensor: Tensor) -> Tensor:
         """Gathers without a gradient."""
-        # The name since torch 2.13, and the one before.
+        # The name since PyTorch 2.13, and the earlier one.
         gather = getattr(distributed, "all_gather_single", None)
         gather = gather or distributed.all_gather_into_tensor
         shape = (self.count * tensor.shape[0], *tensor.shape[1:])
-        every = tensor.new_empty(shape)
-        gather(every, tensor)
-        return every
+        gathered = tensor.new_empty(shape)
+        gather(gathered, tensor)
+        return gathered
 
     def check_same_shapes(
         self,
@@ -216,34 +218,34 @@ class _ProcessGroupCollectives(Collectives):
         error: Callable[[str], Exception],
     ) -> dict[str, Tensor]:
         """Compares ranks, sizes and dtypes, and raises on every process."""
-        # As long on every replica, whatever it was given.
+        # Of the same length on every replica, whatever was passed.
         own: list[int] = []
         for tensor in tensors.values():
             shape = () if tensor is None else tensor.shape
             own += [len(shape), *shape[:3], *[0] * (3 - len(shape))]
             own.append(0 if tensor is None else _dtype_number(tensor))
         device = next(x.device for x in tensors.values() if x is not None)
-        every = self.gather_values(
+        gathered = self.gather_values(
             torch.tensor([own], dtype=torch.int64, device=device)
         )
-        differ = (every != every[:1]).any(0).nonzero()
+        differ = (gathered != gathered[:1]).any(0).nonzero()
         if len(differ):
             first = int(differ[0])
             tensor, what = divmod(first, len(_COMPARED))
             raise error(
                 f"{_COMPARED[what]} of `{list(tensors)[tensor]}` by replica: "
-                f"{every[:, first].tolist()}"
+                f"{gathered[:, first].tolist()}"
             )
         return dict(tensors)
 
 
 def _dtype_number(tensor: Tensor) -> int:
-    # zlib, since Python's own hash of a string differs by process.
+    # zlib, since Python's hash of a string differs between processes.
     return zlib.crc32(str(tensor.dtype).encode())
 
 
 class _Gather(torch.autograd.Function):
-    """Gathers the rows of all processes; the gradient goes back to each."""
+    """Gathers the rows of all processes; each gets its gradient back."""
 
     @staticmethod
     def forward(
@@ -254,8 +256,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Tensor, upstream: Tensor) -> tuple[Tensor, None]:
-        # Each replica gets what the others' rows add to the gradient of its
-        # own candidates, once, and sums it.
+        # Each replica receives the parts of the gradient of its own candidates
+        # from all replicas, and sums them.
         parts = torch.empty_like(upstream)
         distributed.all_to_all_single(parts, upstream.contiguous())
         parts = parts.reshape(ctx.collectives.count, -1, *upstream.shape[1:])

@@ -1,4 +1,4 @@
-"""A tower as a function of rows, weights and state, without side effects."""
+"""A tower as a pure function of rows, weights and state."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import keras
 from keras import tree
 
 from inbatch_neg.backends import keras_internals
+from inbatch_neg.backends.types import Tensor
 
-Tensor: TypeAlias = Any
+# Variables and the values that they have, or get.
+Values: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
 
 
 class TowerCall:
-    """One call of a tower, to be run on any of its rows, as often as needed.
+    """One call of a tower, which can be run repeatedly on parts of its rows.
 
-    A run assigns no variable: it takes the values of the variables and
-    returns those that the tower has assigned.
+    A run assigns no variable: it takes the values of the variables, and
+    returns the values that the tower has assigned.
 
     Args:
         tower: A Keras layer.
         inputs: Nest of tensors with one entry per row.
-        mask: Nest of the masks of `inputs`, of the same structure; or None.
-        training: As given to the tower.
+        mask: Nest of the masks of `inputs`, in the same structure; or None.
+        training: Passed to the tower.
 
     Attributes:
         tower: The layer.
@@ -37,7 +39,7 @@ class TowerCall:
         leaves = tree.flatten((inputs, mask))
         self.rows = [x for x in leaves if x is not None]
         self.assigned: list[keras.Variable] = []
-        self._is_given = [x is not None for x in leaves]
+        self._is_tensor = [x is not None for x in leaves]
         self._structure = tree.map_structure(lambda x: 0, (inputs, mask))
         self._training = training
         self.tower = tower
@@ -50,7 +52,7 @@ class TowerCall:
 
     @property
     def state(self) -> list[keras.Variable]:
-        """The other variables, and what the tower assigns beside its own."""
+        """The other variables, and foreign ones that the tower assigns."""
         own = [v for v in self.tower.variables if not v.trainable]
         known = {id(v) for v in self.tower.variables}
         return own + [v for v in self.assigned if id(v) not in known]
@@ -63,14 +65,17 @@ class TowerCall:
         """Returns the outputs, and the assigned values by id of the variable.
 
         Args:
-            values: Variables and their values. A variable that is left out
-                has its own.
-            rows: The rows to run on, of each tensor in `self.rows`.
+            values: Variables and their values. Other variables keep their
+                own value.
+            rows: The rows to run on, for each tensor in `self.rows`.
         """
         leaves = iter(rows)
         inputs, mask = tree.pack_sequence_as(
             self._structure,
-            [next(leaves) if given else None for given in self._is_given],
+            [
+                next(leaves) if is_tensor else None
+                for is_tensor in self._is_tensor
+            ],
         )
         results: list[Any] = []
 
@@ -79,7 +84,7 @@ class TowerCall:
             results.extend((outputs, _masks_of(outputs)))
 
         with _Scope(values) as scope:
-            _Surroundings(run)(inputs, training=self._training)
+            _CallContext(run)(inputs, training=self._training)
         outputs, masks = results
         self._refuse_losses(scope.losses)
         self._refuse_assigned_weights(scope.assigned)
@@ -98,10 +103,10 @@ class TowerCall:
 
     def pack(self, results: Sequence[Tensor]) -> Any:
         """Returns the nest of the outputs, with their masks attached."""
-        structure, is_given = self._result
+        structure, is_tensor = self._result
         leaves = iter(results)
         outputs, masks = tree.pack_sequence_as(
-            structure, [next(leaves) if given else None for given in is_given]
+            structure, [next(leaves) if one else None for one in is_tensor]
         )
         return _with_masks(outputs, masks)
 
@@ -109,12 +114,12 @@ class TowerCall:
         if losses:
             raise ValueError(
                 "`tower` must not call `add_loss` or have an "
-                "`activity_regularizer`: each value would be that of a chunk, "
-                "not of the batch. Put the loss, or a "
-                "`keras.layers.ActivityRegularization`, after the "
-                "`ChunkedTower`, on its outputs. "
+                "`activity_regularizer`: each loss would be that of a chunk, "
+                "not of the batch. Fix: apply the loss, or a "
+                "`keras.layers.ActivityRegularization`, to the outputs of the "
+                "`ChunkedTower`. "
                 f"Received: tower={self.tower.name!r}, which added "
-                f"{len(losses)} of them"
+                f"{len(losses)} losses"
             )
 
     def _refuse_assigned_weights(
@@ -124,8 +129,8 @@ class TowerCall:
             if variable.trainable:
                 raise ValueError(
                     "`tower` must not assign a trainable weight in its call, "
-                    "as `keras.layers.SpectralNormalization` does: every "
-                    "chunk would see another one. Train the tower without "
+                    "as `keras.layers.SpectralNormalization` does: each chunk "
+                    "would use a different weight. Train the tower without "
                     f"`ChunkedTower`. Received: tower={self.tower.name!r}, "
                     f"which assigned {variable.path!r}"
                 )
@@ -138,19 +143,19 @@ class TowerCall:
             if result is None:
                 continue
             shape = tuple(result.shape)
-            found = shape[0] if shape else 0
-            known = isinstance(found, int) and isinstance(expected, int)
-            if known and found != expected:
+            actual = shape[0] if shape else 0
+            known = isinstance(actual, int) and isinstance(expected, int)
+            if known and actual != expected:
                 raise ValueError(
                     "`tower` must return tensors with one entry per row of "
-                    "its inputs, since it gets a part of the rows at a time. "
+                    "its inputs, since it gets only some rows at a time. "
                     f"Received: tower={self.tower.name!r}, which returned "
                     f"shape {shape} for {expected} rows"
                 )
 
 
 class _Scope(keras.StatelessScope):
-    """Keeps what is assigned, and the losses, from taking effect.
+    """Collects assignments and losses instead of applying them.
 
     Attributes:
         assigned: The assigned variables, by their ids.
@@ -165,13 +170,12 @@ class _Scope(keras.StatelessScope):
         self.assigned[id(update[0])] = update[0]
 
 
-class _Surroundings(keras_internals.NoNameScope, keras.layers.Layer):
-    """What a tower finds around itself inside of a model.
+class _CallContext(keras_internals.NoNameScope, keras.layers.Layer):
+    """An outer layer for each run of a tower, as inside a model.
 
-    Layers learn of `training` and of autocasting from the layer around them.
-    In a backward pass there is none, so each run brings this one. Its policy
-    is a mixed one, so that the tower finds a scope of autocasting, which it
-    replaces by that of its own policy.
+    A layer gets `training` and autocasting from the layer that calls it. In a
+    backward pass there is none, so each run uses this one. Its mixed policy
+    opens an autocast scope, which the tower replaces with its own.
     """
 
     def __init__(self, run: Callable[[Any, Any], None]) -> None:
@@ -188,25 +192,25 @@ class _Surroundings(keras_internals.NoNameScope, keras.layers.Layer):
 
 
 class _Masks(keras_internals.NoNameScope, keras.layers.Layer):
-    """Attaches masks to tensors and reads them, by the way of every layer."""
+    """Attaches masks to tensors, or reads them, as every layer does."""
 
     def __init__(self, masks: Any = None) -> None:
         super().__init__(name="masks", dtype="float32", autocast=False)
         self.supports_masking = True
-        # In functions, since Keras tracks lists and dicts.
+        # Functions, since Keras would track lists and dicts.
         self._masks = lambda: masks
-        self._found = lambda: None
+        self._input_masks = lambda: None
 
     def call(self, inputs: Any, mask: Any = None) -> Any:
-        self._found = lambda: mask
+        self._input_masks = lambda: mask
         return inputs
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
         return self._masks()
 
-    def found(self) -> Any:
+    def input_masks(self) -> Any:
         """Returns the masks of the inputs of the last call."""
-        return self._found()
+        return self._input_masks()
 
 
 def _with_masks(tensors: Any, masks: Any) -> Any:
@@ -218,4 +222,4 @@ def _with_masks(tensors: Any, masks: Any) -> Any:
 def _masks_of(tensors: Any) -> Any:
     layer = _Masks()
     layer(tensors)
-    return layer.found()
+    return layer.input_masks()

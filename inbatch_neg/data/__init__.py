@@ -1,4 +1,4 @@
-"""`full_batches`: any data to batches that all are full."""
+"""`full_batches`: data of any kind in batches that are all full."""
 
 from inbatch_neg.data.kinds import full_batches
 

@@ -1,4 +1,4 @@
-"""Rows in memory: one order for all backends, whole batches by index."""
+"""Rows in memory: the same order on all backends, batches by index."""
 
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ class Rows:
 
     Args:
         data: Arrays, lists, frames, tables, or a dict or tuple of these.
-        names: Columns to keep, or None.
+        names: Columns to keep, or None for all.
 
     Raises:
         TypeError: for anything else.
@@ -27,9 +27,9 @@ class Rows:
     def __init__(self, data: Any, names: tuple[str, ...] | None) -> None:
         nest = structures.select(structures.as_nest(data), names)
         self.arrays = structures.map_leaves(columns.as_array, nest)
-        found = structures.leaves(self.arrays)
-        lengths = {len(array) for array in found}
-        if not found:
+        arrays = structures.leaves(self.arrays)
+        lengths = {len(array) for array in arrays}
+        if not arrays:
             raise ValueError(
                 f"`data` must have columns. Received: data={data!r}"
             )
@@ -41,7 +41,7 @@ class Rows:
         (self.rows,) = lengths
 
     def take(self, places: np.ndarray) -> Any:
-        """Returns the nest of the rows at these places."""
+        """Returns the nest of the rows with these indices."""
         return structures.map_leaves(
             lambda array, name: np.take(array, places, axis=0), self.arrays
         )
@@ -54,8 +54,8 @@ class Rows:
 
 
 def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the order of an epoch's rows, the same on every backend."""
-    # Half the memory traffic where 32 bits are enough.
+    """Returns the order of the rows in an epoch, equal on every backend."""
+    # 32 bits, where they suffice, halve the memory traffic.
     dtype = "int32" if rows < 2**31 else "int64"
     places: np.ndarray = np.arange(rows, dtype=dtype)
     np.random.default_rng((seed, epoch)).shuffle(places)
@@ -65,9 +65,9 @@ def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
 class ArrayBatches(keras.utils.PyDataset):
     """Full batches of rows in memory, for `fit` on JAX and PyTorch.
 
-    A new iteration, like a new epoch of `fit`, has a new order if the rows
-    are shuffled. Pass `shuffle=False` to `fit`, which otherwise permutes the
-    batches themselves.
+    If the rows are shuffled, every iteration has a new order, as every epoch
+    of `fit` has. Pass `shuffle=False` to `fit`, which would otherwise permute
+    the batches too.
 
     Args:
         rows: The `Rows`.
@@ -109,10 +109,11 @@ class ArrayBatches(keras.utils.PyDataset):
         self._begun = True
 
     def on_epoch_end(self) -> None:
-        """Moves on to the order of the next epoch, once this one is read.
+        """Changes to the order of the next epoch, if this one has been read.
 
-        Keras calls it more than once, and also after it has read a single
-        batch to build the model. What other processes read is not known.
+        Keras calls this more than once per epoch, and also after it has read
+        a single batch to build the model. With several processes, it is not
+        known what they have read.
         """
         with self._lock:
             over = self._served >= len(self)
@@ -142,7 +143,7 @@ class ArrayBatches(keras.utils.PyDataset):
             return self._order[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A process that reads batches makes the order by itself.
+        # Each process that reads batches computes the order itself.
         return {**self.__dict__, "_lock": None, "_order": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -152,9 +153,9 @@ class ArrayBatches(keras.utils.PyDataset):
 def places_of_batches(
     rows: int, options: Options, seed: int, epoch: int
 ) -> np.ndarray:
-    """Returns the places of the rows of an epoch, (batches, batch_size).
+    """Returns the row indices of an epoch, (batches, batch_size).
 
-    The last batch is filled up with the last row, or left out.
+    The last, partial batch is padded with its last row, or left out.
     """
     places = permutation(rows, seed, epoch)
     batches = options.num_batches(rows)

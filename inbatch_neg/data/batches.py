@@ -15,7 +15,7 @@ from inbatch_neg.data.stream import Stream
 def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
     """Returns the stream of a `PyDataset`, read by its own workers.
 
-    A shuffled epoch also takes its batches in random order.
+    A shuffled epoch also reads the batches in random order.
     """
 
     def open_epoch(number: int, rng: Any) -> Iterator[Any]:
@@ -70,7 +70,7 @@ def _in_order(
     indices: Iterable[int],
     most: int,
 ) -> Iterator[Any]:
-    """Yields what the pool reads, at most so many batches ahead."""
+    """Yields the batches in order, with at most `most` of them in progress."""
     waiting: collections.deque[futures.Future] = collections.deque()
     for index in indices:
         waiting.append(pool.submit(read, index))
@@ -84,7 +84,7 @@ _kept: Any = None
 
 
 def _keep(dataset: Any) -> None:
-    """Sends the dataset to a process once, not with every batch."""
+    """Keeps the dataset in a worker, so that it is sent only once."""
     global _kept
     _kept = dataset
 
@@ -97,8 +97,8 @@ def from_iterable(data: Any, options: Options) -> Stream:
     """Returns the stream of an iterable of batches.
 
     Args:
-        data: An iterable, or a function that returns one, such as a generator
-            function: called once an epoch.
+        data: An iterable; or a function that returns one, such as a generator
+            function, which is called once per epoch.
         options: The `Options`.
     """
 
@@ -117,7 +117,7 @@ def from_iterator(data: Iterator[Any], options: Options) -> Stream:
         if number:
             raise ValueError(
                 "`data` is an iterator and has been read to its end. For "
-                "another epoch pass what makes it: the generator function, "
+                "several epochs, pass the generator function, as in "
                 "`full_batches(function, ...)`, or an iterable."
             )
         return data
@@ -126,7 +126,7 @@ def from_iterator(data: Iterator[Any], options: Options) -> Stream:
 
 
 def as_generator(stream: Stream) -> Iterator[Any]:
-    """Yields a stream's batches once, in the form that `fit` wants them.
+    """Yields a stream's batches once, as tuples.
 
     Keras takes only tuples from a generator.
     """

@@ -1,4 +1,4 @@
-"""One column as a NumPy array, or an error that says what to do about it."""
+"""Converts a column to a NumPy array, or raises an error that names a fix."""
 
 import collections
 import datetime
@@ -6,8 +6,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from inbatch_neg.data.engine import uses_tensorflow
 from inbatch_neg.data.structures import is_instance
+from inbatch_neg.data.training_backend import uses_tensorflow
 
 _KINDS = (
     "an array, a pandas, polars or Arrow table, a dict or tuple of these, a "
@@ -21,11 +21,11 @@ def as_array(column: Any, name: str) -> np.ndarray:
     """Returns the column as an array of numbers, bools or strings.
 
     Args:
-        column: Anything with a row per entry.
-        name: What the error messages call it, such as `data['user']`.
+        column: Anything with one entry per row.
+        name: Its name in error messages, such as `data['user']`.
 
     Raises:
-        TypeError: if it is no column, or holds what no tensor can hold.
+        TypeError: if it is not a column, or a tensor cannot hold its values.
         ValueError: if it has no rows, missing values or rows of unequal size.
     """
     _refuse_sparse(column, name)
@@ -68,11 +68,11 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
     if kind in "OSU" and not uses_tensorflow():
         _refuse(
             name,
-            "strings, which Keras takes on TensorFlow alone",
+            "strings, which Keras takes on TensorFlow only",
             "Encode them as integers, as keras.layers.StringLookup or "
             "pandas.factorize does.",
         )
-    # The kind of the small floats of JAX, such as bfloat16, is V.
+    # The kind of JAX's small floats, such as bfloat16, is V.
     if kind not in "biufOSU" and not array.dtype.name.startswith(
         ("bfloat", "float")
     ):
@@ -86,11 +86,9 @@ _ENCODE_DATES = (
 )
 _PAD = (
     "Pad the rows to one length and pass one array of shape (rows, length), "
-    "as keras.utils.pad_sequences or numpy.stack makes it."
+    "for example with keras.utils.pad_sequences or numpy.stack."
 )
-_FILL = (
-    "Fill the gaps, with an id of their own for example, or drop those rows."
-)
+_FILL = "Fill them, for example with a separate id, or drop those rows."
 
 
 def _refuse(
@@ -103,7 +101,7 @@ def _refuse(
 
 
 def refuse_type(name: str, what: str) -> NoReturn:
-    """Raises for a column of a kind of tensor that has no full batches."""
+    """Raises for a column whose kind of tensor cannot be batched."""
     _refuse(name, what, _PAD)
 
 
@@ -142,8 +140,8 @@ def _strided() -> Any:
 
 
 def _from_pandas(column: Any, name: str) -> np.ndarray:
-    # A NaN of NumPy's floats is a value. A gap in any other dtype would
-    # become NaN and turn integers into floats, where large ids merge.
+    # NaN in NumPy's float dtypes is a value. A missing value in any other
+    # dtype would turn integers into floats, in which large ids become equal.
     if column.dtype.kind != "f" or not isinstance(column.dtype, np.dtype):
         if column.dtype.kind not in "Mm":
             _refuse_missing(
@@ -202,7 +200,7 @@ def _from_arrow(column: Any, name: str) -> np.ndarray:
 
 
 def check_arrow_type(kind: Any, name: str) -> None:
-    """Refuses an Arrow type that holds neither numbers, bools nor strings."""
+    """Refuses an Arrow type other than numbers, bools and strings."""
     import pyarrow
 
     types = pyarrow.types
@@ -213,7 +211,7 @@ def check_arrow_type(kind: Any, name: str) -> None:
     if types.is_list(kind) or types.is_large_list(kind):
         _refuse(name, f"lists ({kind})", _PAD)
     if types.is_null(kind):
-        _refuse(name, "nothing but missing values", _FILL, ValueError)
+        _refuse(name, "only missing values", _FILL, ValueError)
     if types.is_nested(kind) or types.is_decimal(kind):
         _refuse(name, f"{kind} values", "Encode them as numbers.")
 
@@ -223,14 +221,14 @@ def _from_list(column: list, name: str) -> np.ndarray:
         array = np.asarray(column)
     except ValueError:  # NumPy's "inhomogeneous shape"
         _refuse(name, "rows of unequal length", _PAD, ValueError)
-    # NumPy makes strings of numbers that stand beside strings.
+    # NumPy converts numbers to strings in a list that also holds strings.
     if array.dtype.kind in "SU" and array.ndim == 1:
         array = np.fromiter(column, object, len(column))
     return array
 
 
 def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
-    """Returns strings, or numbers that stood in an array of objects."""
+    """Returns strings, or the numbers in an array of objects."""
     values = array.ravel()
     kinds = collections.Counter(map(type, values))
     missing = sum(
@@ -257,11 +255,11 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
     ):
         _refuse(name, "lists or arrays (objects)", _PAD)
     if any(issubclass(kind, (str, bytes)) for kind in kinds):
-        what = "strings beside values of another type"
+        what = "strings and values of another type"
         _refuse(name, what, "Make all of them strings, or none.")
     numbers = np.array(values.tolist()).reshape(array.shape)
     if numbers.dtype.kind not in "biuf" or (
-        # Integers beside floats would be rounded above 2**53.
+        # Among floats, integers above 2**53 would be rounded.
         numbers.dtype.kind == "f"
         and any(not issubclass(kind, (float, np.floating)) for kind in kinds)
     ):

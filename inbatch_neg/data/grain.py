@@ -1,4 +1,4 @@
-"""grain's datasets as a source."""
+"""Datasets of grain as a source."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ from inbatch_neg.data.stream import Stream
 def from_map_dataset(
     dataset: grain.MapDataset, options: Options
 ) -> grain.MapDataset | grain.IterDataset:
-    """Returns the rows in full batches: shuffled, as an `IterDataset`.
+    """Returns the rows in full batches; as an `IterDataset` if shuffled.
 
     Raises:
         ValueError: if there are fewer rows than a batch.
@@ -33,7 +33,7 @@ def from_iter_dataset(
 ) -> grain.IterDataset:
     """Returns the rows in full batches.
 
-    A first iteration over fewer rows than a batch raises a `ValueError`.
+    The first iteration raises a `ValueError` if there are too few rows.
     """
     return _Epochs(dataset, options)
 
@@ -84,10 +84,10 @@ class _Finish(grain.transforms.Map):
 
 
 class _Epochs(grain.IterDataset):
-    """Full batches, in another order in every iteration if shuffled.
+    """Full batches; if shuffled, in a different order in every iteration.
 
     Args:
-        dataset: Rows, of random access or in order.
+        dataset: Rows, with random access or not.
         options: The `Options`.
     """
 
@@ -102,8 +102,8 @@ class _Epochs(grain.IterDataset):
     def __iter__(self) -> grain.DatasetIterator:
         dataset = self._dataset
         if self._options.shuffle:
-            # NumPy mixes both numbers, so that no two epochs of neighbouring
-            # seeds are the same.
+            # NumPy mixes seed and epoch, so that neighbouring seeds do not
+            # share the order of an epoch.
             mixed = np.random.SeedSequence((self._first_seed, self._epoch))
             seed = int(mixed.generate_state(1)[0])
             self._epoch += 1
@@ -120,12 +120,12 @@ class _Epochs(grain.IterDataset):
 
 
 class _FullBatches(grain.DatasetIterator):
-    """Leaves the partial batch out, logs it once, and refuses too few rows.
+    """Leaves out the partial batch, logs it once, and refuses too few rows.
 
     Args:
         batches: Iterator over all batches.
         options: The `Options`.
-        owner: The dataset, which knows whether it was logged before.
+        owner: The dataset, which records whether it was logged.
     """
 
     def __init__(
@@ -159,10 +159,10 @@ class _FullBatches(grain.DatasetIterator):
             options.log_left_out(self._read * options.batch_size + rest)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns where the iterator is."""
+        """Returns the position of the iterator."""
         return {"batches": self._batches.get_state(), "read": self._read}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where `get_state` was called."""
+        """Restores a position from `get_state`."""
         self._batches.set_state(state["batches"])
         self._read = state["read"]

@@ -1,6 +1,6 @@
-"""`full_batches`: recognises the kind of data, and hands it on.
+"""`full_batches`: recognises the kind of data and calls its module.
 
-A library is imported only when data of its own comes.
+A library is imported only if the data comes from it.
 """
 
 import pathlib
@@ -11,11 +11,11 @@ from typing import Any
 import keras
 
 from inbatch_neg.data import arrays, batches, options, structures
-from inbatch_neg.data.engine import uses_tensorflow
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
 from inbatch_neg.data.stream_batches import StreamBatches
 from inbatch_neg.data.structures import is_instance
+from inbatch_neg.data.training_backend import uses_tensorflow
 
 
 def full_batches(
@@ -30,50 +30,51 @@ def full_batches(
 ) -> Any:
     """Returns a dataset for `fit` in which every batch has `batch_size` rows.
 
-    The rows that do not fill a batch are left out: with `shuffle=True` other
-    ones in every epoch. How many is logged once. `docs/data.md` has an example
-    for every kind of data.
+    The rows that do not fill a batch are left out; with `shuffle=True`, these
+    are different rows in every epoch. Their number is logged once.
+    `docs/data.md` has an example for every kind of data.
 
     Args:
         data: One of these. Rows in memory: an array, a list of numbers, a
             pandas, polars or Arrow table, a Hugging Face `Dataset`, or a dict
-            or tuple of these, where None stands for no label. Rows elsewhere:
-            a `tf.data.Dataset`, a PyTorch `Dataset`, a grain `MapDataset` or
-            `IterDataset`, a `pyarrow.dataset`, a parquet file, a folder of
-            them or a list of them. Batches: a PyTorch `DataLoader` of this
+            or tuple of these, where None stands for no label. Other rows: a
+            `tf.data.Dataset`, a PyTorch `Dataset`, a grain `MapDataset` or
+            `IterDataset`, a `pyarrow.dataset`, or a parquet file, a folder or
+            a list of them. Batches: a PyTorch `DataLoader` with this batch
             size; with `batched=True` a `tf.data.Dataset`, a
             `keras.utils.PyDataset`, a generator function, a generator or any
-            iterable. A tuple is `(x, y)` or `(x, y, sample_weight)` to `fit`.
-        batch_size: Rows of every batch, an integer of 2 or more.
-        shuffle: Whether to shuffle the rows, differently at every iteration.
-            Rows of random access are shuffled as a whole; others through a
+            iterable. As in `fit`, a tuple is `(x, y)` or
+            `(x, y, sample_weight)`.
+        batch_size: Number of rows of every batch, an integer of 2 or more.
+        shuffle: Whether to shuffle the rows, differently in every iteration.
+            Rows with random access are shuffled as a whole, others through a
             buffer of 131,072 rows.
         seed: Integer that makes the order of all epochs reproducible. For rows
-            in memory it is the same on every backend.
+            in memory, the order is the same on every backend.
         batched: Whether `data` yields batches, which are regrouped by row.
-        columns: Names to keep, of `data` or of the `x` of a tuple. All by
-            default.
-        remainder: What becomes of the rows that do not fill a batch. `"drop"`
+        columns: Names of the columns to keep, of `data` or of the `x` of a
+            tuple. Defaults to all.
+        remainder: What to do with the rows that do not fill a batch. `"drop"`
             leaves them out. `"pad"` fills the last batch with copies of its
-            last row, and every batch is `(x, y, sample_weight)`: the weights
-            are 0 for copies and else 1, or those of `data`; `x`, a dict, has
-            the column `"candidate_mask"`, False for copies. If `x` is a tuple
-            of inputs, the mask is the last of them; if it is one array, `x`
-            becomes `(x, mask)`.
+            last row, and every batch becomes `(x, y, sample_weight)`. The
+            weights are 0 for copies, and 1 or those of `data` for rows. If
+            `x` is a dict, it gets the column `"candidate_mask"`, False for
+            copies. If `x` is a tuple of inputs, the mask is appended to it; if
+            it is one array, `x` becomes `(x, mask)`.
 
     Returns:
-        On TensorFlow, and for a `tf.data.Dataset` anywhere, a
-        `tf.data.Dataset` with a static batch size. On JAX and PyTorch a
+        On TensorFlow, and for a `tf.data.Dataset` on any backend, a
+        `tf.data.Dataset` with a static batch size. On JAX and PyTorch, a
         `DataLoader` for PyTorch's data, a grain dataset for grain's, a
-        generator for a generator, and else a `keras.utils.PyDataset`.
+        generator for a generator, and otherwise a `keras.utils.PyDataset`.
 
     Raises:
-        ValueError: if there are fewer rows than `batch_size`, which would be
-            an empty epoch: at once, or at the first iteration where the number
-            is unknown. For arrays of different lengths, missing values,
-            unknown `columns`, a `DataLoader` of another size.
-        TypeError: for data of another kind, and columns that no tensor can
-            hold, such as dates.
+        ValueError: if there are fewer rows than `batch_size`, so that an epoch
+            would be empty: at once, or in the first iteration if the number is
+            unknown; for arrays of different lengths, missing values, unknown
+            `columns`, or a `DataLoader` with another batch size.
+        TypeError: for other kinds of data, and for columns that a tensor
+            cannot hold, such as dates.
 
     Example:
     >>> import numpy as np
@@ -104,11 +105,11 @@ def _from_memory(data: Any, chosen: Options) -> Any:
     _refuse_batches(data)
     if structures.is_list_of_columns(data):
         raise TypeError(
-            "`data` is a list of arrays, which may be several inputs or an "
+            "`data` is a list of arrays, which could be several inputs, or an "
             "input and its labels. Pass a dict of named inputs, "
-            '`{"user": users, "item": items}`, a tuple of one tuple for '
-            "inputs without names, `((users, items),)`, or the tuple "
-            f"`(x, y)`. Received: a list of {len(data)}"
+            '`{"user": users, "item": items}`, a tuple with one tuple of '
+            "unnamed inputs, `((users, items),)`, or the tuple `(x, y)`. "
+            f"Received: a list of {len(data)}"
         )
     rows = arrays.Rows(data, chosen.columns)
     chosen.check_rows(rows.rows)
@@ -162,7 +163,7 @@ def _from_batches(data: Any, chosen: Options) -> Any:
         return _deliver(batches.from_py_dataset(data, chosen))
     if _is_rows(data):
         raise TypeError(
-            "`batched=True` says that `data` yields batches: a "
+            "`batched=True` needs `data` that yields batches: a "
             "tf.data.Dataset, a PyDataset, a DataLoader, a generator or an "
             f"iterable of batches. Received: data of type {_kind(data)}"
         )
@@ -175,7 +176,7 @@ def _from_batches(data: Any, chosen: Options) -> Any:
 
 
 def _is_rows(data: Any) -> bool:
-    """Tells whether these are rows, or nothing that can be read."""
+    """Returns whether `data` holds rows, or cannot be read at all."""
     if isinstance(data, (str, bytes, dict, tuple, set)):
         return True
     if hasattr(data, "shape") or hasattr(data, "schema"):
@@ -188,14 +189,14 @@ def _is_rows(data: Any) -> bool:
 
 
 def _is_torch(data: Any) -> bool:
-    # Hugging Face's datasets become PyTorch's where both are installed.
+    # Hugging Face's classes derive from PyTorch's if both are installed.
     return is_instance(
         data, "torch.utils.data", "DataLoader", "Dataset"
     ) and not is_instance(data, "datasets", "Dataset", "IterableDataset")
 
 
 def _refuse_batches(data: Any) -> None:
-    """Refuses what yields batches, or may, without `batched=True`."""
+    """Refuses data that yields batches, or may, without `batched=True`."""
     if is_instance(data, "datasets", "DatasetDict", "IterableDatasetDict"):
         raise TypeError(
             "`data` must be one split of a Hugging Face dataset, such as "
@@ -209,9 +210,9 @@ def _refuse_batches(data: Any) -> None:
     )
     if is_batches:
         raise TypeError(
-            f"`data` of type {_kind(data)} is read as batches: pass "
-            "`batched=True`, and they are regrouped by row. What yields single "
-            "rows must be batched first, in batches of any size."
+            f"`data` of type {_kind(data)} is read in batches: pass "
+            "`batched=True`, and they are regrouped by row. If it yields "
+            "single rows, batch them first, in batches of any size."
         )
 
 
@@ -224,9 +225,9 @@ def _deliver(stream: Stream) -> Any:
 
 
 def _are_files(data: Any) -> bool:
-    """Tells whether `data` is a path, or a list of paths, of parquet files.
+    """Returns whether `data` is a path, or a list of paths, of parquet files.
 
-    A list of strings is a column, unless all end with ".parquet".
+    A list of strings is a column, unless all of them end with ".parquet".
     """
     if isinstance(data, (str, pathlib.PurePath)):
         return True

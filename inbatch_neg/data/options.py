@@ -1,4 +1,4 @@
-"""What the caller asked for, checked, and the rules about the rows."""
+"""The arguments of `full_batches`, checked, and the rules for the rows."""
 
 import logging
 from collections.abc import Sequence
@@ -24,24 +24,24 @@ class Options(NamedTuple):
     pad: bool
 
     def num_batches(self, rows: int) -> int:
-        """Batches of an epoch over so many rows."""
+        """The number of batches in an epoch of this many rows."""
         return (rows + (self.batch_size - 1) * self.pad) // self.batch_size
 
     def order_seed(self) -> int:
         """Returns the seed, or one drawn from NumPy's global generator.
 
-        `keras.utils.set_random_seed` sets that one.
+        `keras.utils.set_random_seed` seeds that generator.
         """
         if self.seed is not None:
             return self.seed
         return int(np.random.randint(2**31))
 
     def check_rows(self, rows: int, hint: str = "", log: bool = True) -> None:
-        """Refuses data without a single batch, and logs the rows left out.
+        """Refuses data that fills no batch, and logs how much is left out.
 
         Args:
-            rows: How many there are.
-            hint: What to add to the error, such as a `batch_hint`.
+            rows: The number of rows.
+            hint: Text to append to the error, such as a `batch_hint`.
             log: Whether to log.
         """
         if rows < (1 if self.pad else self.batch_size):
@@ -56,8 +56,8 @@ class Options(NamedTuple):
             return
         if self.shuffle:
             _logger.info(
-                "full_batches leaves out %d of %d rows an epoch, other ones "
-                "in every epoch.",
+                "full_batches leaves out %d of %d rows in each epoch, "
+                "different ones every time.",
                 left_out,
                 rows,
             )
@@ -70,21 +70,21 @@ class Options(NamedTuple):
             )
 
     def too_few(self) -> str:
-        """The words about data that does not fill one batch."""
+        """The error message for data that does not fill one batch."""
         if self.pad:
-            return "`data` must have rows, or an epoch is empty."
+            return "`data` must have rows, otherwise an epoch is empty."
         return (
             f"`data` must have at least `batch_size` rows, {self.batch_size}, "
-            "or an epoch is empty. Choose a smaller batch size, or "
+            "otherwise an epoch is empty. Choose a smaller batch size, or "
             '`remainder="pad"` to evaluate all rows.'
         )
 
 
 def batch_hint(shapes: list[Any]) -> str:
-    """Returns the words about rows that may be batches, or nothing.
+    """Returns a hint if rows look like batches, else an empty string.
 
     Args:
-        shapes: Of the columns of a row; () where one is not known.
+        shapes: The shapes of the columns of a row; () if one is unknown.
     """
     if not shapes or not all(len(shape) for shape in shapes):
         return ""
@@ -143,7 +143,7 @@ def _names(columns: Sequence[str] | None) -> tuple[str, ...] | None:
         )
     if not columns or len(set(columns)) != len(columns):
         raise ValueError(
-            "`columns` must name at least one column, and none twice. "
+            "`columns` must name at least one column, and no column twice. "
             + received
         )
     return tuple(columns)

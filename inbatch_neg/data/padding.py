@@ -1,4 +1,4 @@
-"""The last batch, padded: its rows, their weights and the candidates' mask."""
+"""Pads the last batch, and adds weights and the mask of the candidates."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ MASK = "candidate_mask"
 
 
 def padded(batch: Any, rows: int, batch_size: int) -> Any:
-    """Returns the NumPy batch, padded to its size and marked."""
+    """Returns the padded NumPy batch, with its weights and mask."""
     if rows < batch_size:
         places = np.minimum(np.arange(batch_size), rows - 1)
         batch = map_leaves(lambda leaf, name: leaf[places], batch)
@@ -22,12 +22,12 @@ def marked(batch: Any, mask: Any, weight: Any, module: Any) -> tuple:
     """Returns `(x, y, sample_weight)` of a padded batch.
 
     Args:
-        batch: What `fit` takes: `x`, or a tuple that begins with it.
+        batch: A batch for `fit`: `x`, or a tuple that begins with it.
         mask: (B,) bools, True for the rows of the data. Becomes
             `x["candidate_mask"]`, or the last of several inputs.
-        weight: The same as floats. Becomes `sample_weight`, or says which of
-            the weights in `batch` are set to 0.
-        module: NumPy or TensorFlow, to compute with.
+        weight: The same as floats. Becomes `sample_weight`, if `batch` has
+            none; otherwise, its weights are set to 0 where `mask` is False.
+        module: NumPy, TensorFlow or PyTorch, to compute with.
 
     Raises:
         ValueError: if `x` has a mask of its own, or the tuple is longer.
@@ -36,9 +36,9 @@ def marked(batch: Any, mask: Any, weight: Any, module: Any) -> tuple:
     if isinstance(x, dict):
         if MASK in x:
             raise ValueError(
-                f'`remainder="pad"` adds the column {MASK!r}, which `data` '
-                "must not have. Use that one to tell rows apart elsewhere, or "
-                'choose `remainder="drop"`.'
+                f'`remainder="pad"` adds the column {MASK!r}, so `data` must '
+                "not have it. Rename that column, or choose "
+                '`remainder="drop"`.'
             )
         x = {**x, MASK: mask}
     elif isinstance(x, tuple):
@@ -61,8 +61,8 @@ def _unpack(batch: Any) -> tuple[Any, Any, Any]:
         return batch, None, None
     if not 1 <= len(batch) <= 3:
         raise ValueError(
-            '`remainder="pad"` takes `data` that is `x`, `(x, y)` or `(x, y, '
-            f"sample_weight)`. Received: a tuple of {len(batch)}"
+            '`remainder="pad"` needs `data` of the form `x`, `(x, y)` or `(x, '
+            f"y, sample_weight)`. Received: a tuple of {len(batch)}"
         )
     x, y, weight = (*batch, None, None)[:3]
     return x, y, weight

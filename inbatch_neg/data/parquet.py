@@ -1,4 +1,4 @@
-"""Parquet files, and any `pyarrow.dataset`, larger than memory."""
+"""Parquet files and any `pyarrow.dataset`, also larger than memory."""
 
 import os
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from inbatch_neg.data import columns
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
 
-# Rows that are read at a time. With the read-ahead, which is short, this is
-# what bounds the memory.
+# Rows that are read at a time. Together with the short read-ahead, this limits
+# the memory.
 _CHUNK = 2**16
 _AHEAD = {"batch_readahead": 4, "fragment_readahead": 1}
 
@@ -20,7 +20,7 @@ def open_files(data: Any) -> pyarrow.dataset.Dataset:
     """Returns the dataset of a folder, a file or a list of files.
 
     Raises:
-        ValueError: if one of them is not there.
+        ValueError: if one of them does not exist.
     """
     for path in data if isinstance(data, list) else [data]:
         if not os.path.exists(path):
@@ -35,14 +35,14 @@ def open_files(data: Any) -> pyarrow.dataset.Dataset:
 
 
 def from_dataset(dataset: pyarrow.dataset.Dataset, options: Options) -> Stream:
-    """Returns the stream of its rows.
+    """Returns the stream of the rows of a dataset.
 
-    A shuffled epoch takes the row groups in random order, and their rows
-    through the buffer.
+    A shuffled epoch reads the row groups in random order, and shuffles their
+    rows through the buffer.
 
     Raises:
         ValueError: for an unknown column, or fewer rows than a batch.
-        TypeError: for a column that no tensor can hold.
+        TypeError: for a column that a tensor cannot hold.
     """
     names = list(options.columns or dataset.schema.names)
     unknown = [name for name in names if name not in dataset.schema.names]

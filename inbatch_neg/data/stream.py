@@ -1,7 +1,7 @@
 """Data that is read in order: regrouped into full batches, and shuffled.
 
-A chunk is some rows, a nest of arrays. A source yields chunks of any size, and
-`Stream` yields batches.
+A chunk is a nest of arrays that holds some rows. A source yields chunks of any
+size, and `Stream` yields batches.
 """
 
 import logging
@@ -17,20 +17,20 @@ from inbatch_neg.data.padding import padded
 
 _logger = logging.getLogger("inbatch_neg")
 
-# Seconds of counting after which it is logged that it goes on.
-_PATIENCE = 10.0
+# Seconds after which a running count of the rows is logged.
+_SECONDS_UNTIL_LOG = 10.0
 
 
 class Stream:
     """Full batches of a source, which is opened anew for every epoch.
 
     Args:
-        open_epoch: Returns an iterator over what the source yields, given the
-            epoch's number and a NumPy generator, or None for its own order.
+        open_epoch: Takes the number of the epoch, and a NumPy generator if
+            the data is shuffled, else None. Returns an iterator over chunks.
         options: The `Options`.
-        rows: How many rows there are, where it is known.
+        rows: The number of rows, if it is known.
         endless: Whether the source never ends.
-        once: Whether it can be read only once.
+        once: Whether the source can be read only once.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Stream:
         self._logged = rows is not None
 
     def num_batches(self) -> int | None:
-        """The batches of an epoch, or None if that is not known."""
+        """The number of batches in an epoch, or None if it is unknown."""
         return (
             None if self.rows is None else self.options.num_batches(self.rows)
         )
@@ -59,7 +59,7 @@ class Stream:
         """Yields the full batches of an epoch.
 
         Raises:
-            ValueError: at its end, if there was none.
+            ValueError: at the end, if there was no batch.
         """
         rng = None
         if self._seed is not None:
@@ -69,11 +69,11 @@ class Stream:
             chunks = _shuffled(chunks, rng)
         options = self.options
         rows = 0
-        for batch, found in _regrouped(chunks, options.batch_size):
-            rows += found
-            if found == options.batch_size or options.pad:
+        for batch, size in _regrouped(chunks, options.batch_size):
+            rows += size
+            if size == options.batch_size or options.pad:
                 if options.pad:
-                    batch = padded(batch, found, options.batch_size)
+                    batch = padded(batch, size, options.batch_size)
                 yield batch
         if rows < (1 if options.pad else options.batch_size):
             raise ValueError(f"{options.too_few()} Received: {rows} rows")
@@ -82,7 +82,7 @@ class Stream:
             options.log_left_out(rows)
 
     def count(self) -> int:
-        """Reads the source once, unless its rows are known.
+        """Reads the source once, unless its number of rows is known.
 
         Returns:
             The number of batches.
@@ -100,7 +100,7 @@ class Stream:
         start, warned, rows = time.monotonic(), False, 0
         for chunk in self._chunks(0, None):
             rows += _rows_of(chunk)
-            if not warned and time.monotonic() - start > _PATIENCE:
+            if not warned and time.monotonic() - start > _SECONDS_UNTIL_LOG:
                 warned = True
                 _logger.warning(
                     "full_batches is reading `data` once to count its rows, "
@@ -126,8 +126,8 @@ def as_chunk(chunk: Any, names: tuple[str, ...] | None) -> Any:
     """Returns a chunk as a nest of checked arrays.
 
     Args:
-        chunk: A batch as people write it, lists and frames included.
-        names: Columns to keep, or None.
+        chunk: A batch in any form that `full_batches` takes.
+        names: Columns to keep, or None for all.
 
     Raises:
         ValueError: if its arrays differ in length.
@@ -149,7 +149,7 @@ def _rows_of(chunk: Any) -> int:
 
 
 def _require_same_form(first: Any, chunk: Any) -> None:
-    """Refuses a batch that cannot be joined with the first one."""
+    """Refuses a batch that cannot be concatenated with the first one."""
     if structures.form(first) != structures.form(chunk):
         raise ValueError(
             "All batches of `data` must have the same columns. Received: "
@@ -160,14 +160,14 @@ def _require_same_form(first: Any, chunk: Any) -> None:
         if one.shape[1:] != other.shape[1:]:
             raise ValueError(
                 f"`{name}` holds rows of shape {one.shape[1:]} in one batch "
-                f"and {other.shape[1:]} in another. Pad them to one length."
+                f"and {other.shape[1:]} in another. Pad them to one shape."
             )
         strings = one.dtype.kind in "OSU" and other.dtype.kind in "OSU"
         if one.dtype != other.dtype and not strings:
             raise ValueError(
-                f"`{name}` is of dtype {one.dtype} in one batch and "
-                f"{other.dtype} in another. Give it one dtype; missing values "
-                "make floats of integers."
+                f"`{name}` has dtype {one.dtype} in one batch and "
+                f"{other.dtype} in another. Convert it to one dtype. (Missing "
+                "values turn integers into floats.)"
             )
 
     structures.map_leaves(compare, first, chunk)
@@ -176,7 +176,7 @@ def _require_same_form(first: Any, chunk: Any) -> None:
 def _regrouped(
     chunks: Iterator[Any], batch_size: int
 ) -> Iterator[tuple[Any, int]]:
-    """Yields (batch, its rows): full ones, and at the end what is left."""
+    """Yields full batches and their size; at the end a partial one, if any."""
     pending: list[Any] = []
     waiting = 0
     for chunk in chunks:
@@ -204,8 +204,8 @@ def _regrouped(
 def _shuffled(chunks: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
     """Yields the rows in random order, through a buffer.
 
-    The buffer is filled first. Rows that come then take the places of rows
-    drawn from it at random.
+    The buffer is filled first. After that, each new row replaces a random row
+    of the buffer, which is yielded.
     """
     filling: list[Any] = []
     held = 0
@@ -231,7 +231,7 @@ def _shuffled(chunks: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
 
 
 def _exchanged(pool: Any, places: np.ndarray, part: Any) -> Any:
-    """Returns the pool's rows at `places`, and puts those of `part` there."""
+    """Returns the pool's rows at `places`, and replaces them by `part`."""
 
     def exchange(kept: np.ndarray, new: np.ndarray, name: str) -> np.ndarray:
         taken = kept[places]

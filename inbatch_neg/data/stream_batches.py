@@ -1,4 +1,4 @@
-"""A stream as what `fit` takes on JAX and PyTorch."""
+"""A stream as a `PyDataset`, for `fit` on JAX and PyTorch."""
 
 import threading
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ import keras
 
 from inbatch_neg.data.stream import Stream
 
-# Keras reads so many batches at most to build a model.
+# Keras reads at most this many batches to build a model.
 _PEEKED = 2
 
 
 class StreamBatches(keras.utils.PyDataset):
-    """The batches of a `Stream` in order, whichever index is asked for.
+    """The batches of a `Stream` in order, whatever index is requested.
 
-    At the end of the stream it begins anew. An epoch that ends before, by
-    `steps_per_epoch`, goes on in the next one. One process reads it; a lock
-    lets several threads do so.
+    At its end, the stream starts anew. If `steps_per_epoch` ends an epoch
+    earlier, the next epoch continues there. Only one process may read the
+    batches; several threads may, with a lock.
 
     Args:
-        stream: The `Stream`. If its length is not known, it is read once to
-            count its rows, when `fit` or `len` ask for the number of batches.
+        stream: The `Stream`. If its length is unknown, it is read once to
+            count the rows, when `fit` or `len` need the number of batches.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -30,14 +30,14 @@ class StreamBatches(keras.utils.PyDataset):
         self._epoch = 0
         self._iterator: Iterator[Any] | None = None
         self._served: list[Any] = []  # the first batches of this pass
-        self._again: list[Any] = []  # those that are served once more
+        self._again: list[Any] = []  # batches to serve once more
         self._count = 0
         self._peeked = False
         self._lock = threading.Lock()
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of an epoch; None if there is no end."""
+        """The number of batches in an epoch; None if it never ends."""
         return None if self._stream.endless else self._stream.count()
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class StreamBatches(keras.utils.PyDataset):
         return self._stream.epoch(epoch)
 
     def on_epoch_end(self) -> None:
-        """Gives back what Keras has read only to build the model."""
+        """Serves batches again that Keras has read only to build the model."""
         with self._lock:
             stream = self._stream
             over = not stream.endless and self._count >= stream.count()
@@ -86,7 +86,7 @@ class StreamBatches(keras.utils.PyDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
-            "Batches that are read in order cannot be read by several "
-            "processes. Set `use_multiprocessing` and `workers` of the "
-            "PyDataset that `full_batches` reads instead."
+            "Batches of a stream cannot be read by several processes. Instead, "
+            "set `use_multiprocessing` and `workers` of the PyDataset that is "
+            "passed to `full_batches`."
         )

@@ -1,6 +1,6 @@
 """Nests of columns: dicts and tuples whose leaves have the same rows.
 
-None is no leaf and stays where it is: in Keras it stands for "no label".
+None is not a leaf and does not change: in Keras it stands for "no label".
 """
 
 import sys
@@ -10,14 +10,14 @@ from typing import Any
 
 
 def is_instance(value: Any, module: str, *names: str) -> bool:
-    """Tells whether `value` is of a library's class, without importing it.
+    """Returns whether `value` is an instance, without importing the library.
 
     An object of a library cannot exist before the library is imported.
 
     Args:
         value: Any object.
         module: Name of the library's module.
-        names: Names of its classes, with dots for those of submodules.
+        names: Names of its classes, with dots for classes of submodules.
     """
     library = sys.modules.get(module)
     if library is None:
@@ -37,8 +37,7 @@ def as_nest(data: Any) -> Any:
 
     Args:
         data: A column, a frame, a table, or a dict or tuple of these. A list
-            that holds arrays counts as a tuple, one of plain values as a
-            column.
+            of arrays counts as a tuple, a list of plain values as a column.
     """
     if isinstance(data, dict):
         return {name: as_nest(value) for name, value in data.items()}
@@ -47,7 +46,7 @@ def as_nest(data: Any) -> Any:
     if is_list_of_columns(data):
         return tuple(as_nest(value) for value in data)
     if is_instance(data, "datasets", "Dataset"):
-        # Its own index of rows, if it has one, is applied here.
+        # This applies its own index of rows, if it has one.
         data = data.with_format("arrow")[:]
     if is_instance(data, "pyarrow", "Table", "RecordBatch"):
         return dict(zip(data.schema.names, data.columns))
@@ -59,7 +58,7 @@ def as_nest(data: Any) -> Any:
 
 
 def is_list_of_columns(data: Any) -> bool:
-    """Tells whether `data` is a list of arrays, not of plain values."""
+    """Returns whether `data` is a list of arrays, not of plain values."""
     return isinstance(data, list) and any(map(_is_column, data))
 
 
@@ -80,7 +79,7 @@ def map_leaves(
         function: Called for every leaf that is not None.
         nest: Dicts and tuples.
         others: Nests of the same form.
-        name: What the error messages call the nest.
+        name: The name of the nest in error messages.
     """
     if nest is None:
         return None
@@ -110,9 +109,9 @@ def map_leaves(
 
 def leaves(nest: Any) -> list[Any]:
     """Returns the leaves that are not None, in the order of the nest."""
-    found: list[Any] = []
-    map_leaves(lambda leaf, name: found.append(leaf), nest)
-    return found
+    result: list[Any] = []
+    map_leaves(lambda leaf, name: result.append(leaf), nest)
+    return result
 
 
 def form(nest: Any) -> Any:
@@ -127,9 +126,9 @@ def fill(nest: Any, values: Any) -> Any:
 
 
 def select(nest: Any, columns: tuple[str, ...] | None) -> Any:
-    """Returns the nest with the named columns alone, in their order.
+    """Returns the nest with only the named columns, in their order.
 
-    They are looked for in a dict, or in the first entry of a tuple
+    The columns are in a dict, or in the first entry of a tuple
     `(x, y, sample_weight)`.
 
     Raises:
@@ -142,8 +141,8 @@ def select(nest: Any, columns: tuple[str, ...] | None) -> Any:
         return _tuple_like(nest, [select(nest[0], columns), *nest[1:]])
     if not isinstance(nest, dict):
         raise TypeError(
-            "`columns` selects from `data` with named columns: a dict or a "
-            "frame, alone or as the `x` of a tuple. "
+            "`columns` needs `data` with named columns: a dict or a frame, "
+            "alone or as the `x` of a tuple. "
             f"Received: columns={list(columns)} and {type(nest).__name__}"
         )
     unknown = [name for name in columns if name not in nest]

@@ -1,4 +1,4 @@
-"""`tf.data`: its datasets as a source, and as the result on TensorFlow."""
+"""`tf.data`: datasets as a source, and as the result on TensorFlow."""
 
 import itertools
 import logging
@@ -33,10 +33,10 @@ def from_rows(rows: arrays.Rows, options: Options) -> tf.data.Dataset:
             places = in_order
             if options.pad:
                 places = tf.minimum(places, rows.rows - 1)
-        found = structures.map_leaves(
+        result = structures.map_leaves(
             lambda tensor, name: tf.gather(tensor, places), tensors
         )
-        return _marked(found, in_order < rows.rows) if options.pad else found
+        return _marked(result, in_order < rows.rows) if options.pad else result
 
     return dataset.map(gather, num_parallel_calls=tf.data.AUTOTUNE).prefetch(
         tf.data.AUTOTUNE
@@ -44,9 +44,9 @@ def from_rows(rows: arrays.Rows, options: Options) -> tf.data.Dataset:
 
 
 def _shuffled_places(rows: int, options: Options) -> tf.data.Dataset:
-    """Returns a dataset of the places of each batch.
+    """Returns a dataset of the row indices of each batch.
 
-    NumPy makes the order, as on the other backends, once an iteration.
+    NumPy makes the order once per iteration, as on the other backends.
     """
     seed, epochs = options.order_seed(), itertools.count()
     shape = (options.num_batches(rows), options.batch_size)
@@ -75,7 +75,7 @@ def _marked(batch: Any, mask: tf.Tensor) -> Any:
 def from_stream(stream: Stream) -> tf.data.Dataset:
     """Returns a dataset whose elements declare their number of rows.
 
-    Reads the first batch at once, to know its form.
+    Reads the first batch at once, to learn its structure.
 
     Raises:
         ValueError: if there are fewer rows than a batch.
@@ -89,7 +89,7 @@ def from_stream(stream: Stream) -> tf.data.Dataset:
 
     def batches() -> Iterator[Any]:
         number = next(epochs)
-        # Some data can be read only once, so the first epoch goes on here.
+        # Some data can be read only once, so the first epoch continues here.
         epoch = stream.epoch(number)
         for batch in epoch if number else itertools.chain([first], opened):
             yield tuple(structures.leaves(batch))
@@ -101,7 +101,7 @@ def from_stream(stream: Stream) -> tf.data.Dataset:
             for leaf in structures.leaves(first)
         ),
     )
-    # The form is put on here, since a generator cannot yield None.
+    # The structure is restored here, since a generator cannot yield None.
     dataset = dataset.map(lambda *leaves: structures.fill(first, leaves))
     if number_of_batches is not None:
         dataset = dataset.apply(
@@ -120,9 +120,9 @@ def from_dataset(
     """Returns the dataset's rows in full batches.
 
     Args:
-        dataset: Of rows, or of batches.
+        dataset: Dataset of rows or of batches.
         options: The `Options`.
-        batched: Whether it is of batches.
+        batched: Whether it holds batches.
 
     Raises:
         ValueError: if there are fewer rows than a batch: at once, or at the
@@ -145,7 +145,7 @@ def from_dataset(
         rows = rows.shuffle(buffer, options.seed, reshuffle_each_iteration=True)
     drop = size >= 0 and not options.pad
     if batched and not options.shuffle:
-        # Regroups whole batches, without taking them apart.
+        # Regroups the batches without splitting them into rows.
         batches = dataset.rebatch(options.batch_size, drop_remainder=drop)
     else:
         batches = rows.batch(options.batch_size, drop_remainder=drop)
@@ -161,7 +161,7 @@ def from_dataset(
 
 
 def _check_elements(spec: Any, batched: bool) -> None:
-    """Refuses what cannot be batched, and batches that pass for rows."""
+    """Refuses what cannot be batched, and batches passed as rows."""
 
     def check(leaf: Any, name: str) -> None:
         if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
@@ -173,25 +173,25 @@ def _check_elements(spec: Any, batched: bool) -> None:
     shapes = _shapes(spec)
     if shapes and all(shape and shape[0] is None for shape in shapes):
         raise ValueError(
-            "The elements of `data` look like batches: none has a known "
-            "number of entries. Pass `batched=True` if they are batches; if "
-            "they are rows, declare their shape with `tf.ensure_shape`. "
+            "The elements of `data` look like batches: their first dimension "
+            "is unknown. Pass `batched=True` if they are batches; if they are "
+            "rows, declare their shape with `tf.ensure_shape`. "
             f"Received: element_spec={spec}"
         )
-    # Rows may well be vectors of one length, but not vectors of ids.
+    # Rows may be vectors of the same length, but rarely vectors of ids.
     if any(
         tensor.shape.rank == 1 and not tensor.dtype.is_floating
         for tensor in _tensors(spec)
     ):
         hint = batch_hint(shapes)
         if hint and len(shapes) > 1:
-            _logger.warning("full_batches has got rows of vectors.%s", hint)
+            _logger.warning("full_batches got rows that are vectors.%s", hint)
 
 
 def _tensors(spec: Any) -> list[tf.TensorSpec]:
-    """Returns the specifications that have a shape: None has not."""
-    found = structures.leaves(spec)
-    return [leaf for leaf in found if isinstance(leaf, tf.TensorSpec)]
+    """Returns the specs of tensors, which have a shape."""
+    leaves = structures.leaves(spec)
+    return [leaf for leaf in leaves if isinstance(leaf, tf.TensorSpec)]
 
 
 def _shapes(spec: Any) -> list[Any]:
@@ -200,10 +200,10 @@ def _shapes(spec: Any) -> list[Any]:
 
 
 def _count_for_keras(batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Counts the batches of an unknown number, by reading them once.
+    """Counts the batches by reading them once, if their number is unknown.
 
-    On TensorFlow, Keras makes one more step to find an unknown end. The rows
-    of that step, which are static, count in the mean loss of `evaluate`.
+    On TensorFlow, Keras runs one more step to find an unknown end. The static
+    number of rows of that step would count in the mean loss of `evaluate`.
     """
     if batches.cardinality() != tf.data.UNKNOWN_CARDINALITY:
         return batches
@@ -227,7 +227,7 @@ def _padding(batch_size: int) -> Any:
 def _without_remainder(
     batches: tf.data.Dataset, options: Options
 ) -> tf.data.Dataset:
-    """Leaves out the last, partial batch of unknown data, and logs it once."""
+    """Leaves out a partial batch of data of unknown size; logs it once."""
     logged: list[bool] = []
 
     def log(full: np.ndarray, left_out: np.ndarray) -> np.bool_:
@@ -260,10 +260,10 @@ def _without_remainder(
 
 
 def _refuse_empty(dataset: tf.data.Dataset, options: Options) -> None:
-    """Lets the iterations of a dataset of unknown size fail if it is empty.
+    """Makes the iteration of a dataset of unknown size fail if it is empty.
 
-    An error raised inside of tf.data would not be a `ValueError`, so the
-    dataset gets an `__iter__` that looks for a first batch.
+    An error inside `tf.data` would not be a `ValueError`, so the dataset gets
+    an `__iter__` that looks for a first batch.
     """
     kind = type(dataset)
 

@@ -1,4 +1,4 @@
-"""PyTorch's datasets and loaders as a source."""
+"""Datasets and loaders of PyTorch as a source."""
 
 import copy
 import threading
@@ -11,10 +11,10 @@ import torch
 from torch.utils import data as torch_data
 
 from inbatch_neg.data import structures
-from inbatch_neg.data.engine import uses_torch
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream
+from inbatch_neg.data.training_backend import uses_torch
 
 
 def from_dataset(
@@ -24,7 +24,7 @@ def from_dataset(
 
     Raises:
         ValueError: if it has fewer rows than a batch: at once, or at the end
-            of the first iteration if it is iterable.
+            of the first iteration of an iterable dataset.
     """
     generator = torch.Generator(device="cpu")
     generator.manual_seed(options.order_seed())
@@ -48,15 +48,28 @@ def from_dataset(
 def from_loader(
     loader: torch_data.DataLoader, options: Options
 ) -> torch_data.DataLoader:
-    """Returns the loader if it gives full batches of this size.
+    """Returns the loader, if it yields full batches of this size.
 
-    It is a copy where its batches must change: for `columns`, for
-    `remainder="pad"`, and on other backends than PyTorch, where Keras takes
+    The result is a copy if the batches must change: for `columns`, for
+    `remainder="pad"`, and on backends other than PyTorch, where Keras takes
     only tuples from a loader.
 
     Raises:
-        ValueError: if its batches are of another size, or the last is partial.
+        ValueError: if its batches have another size, or the last is partial.
     """
+    _check_loader(loader, options)
+    if not isinstance(loader.dataset, torch_data.IterableDataset):
+        options.check_rows(len(loader.sampler))  # type: ignore[arg-type]
+    if uses_torch() and not (options.pad or options.columns):
+        return loader
+    loader = copy.copy(loader)
+    loader._iterator = None  # belongs to the persistent workers
+    loader.collate_fn = _Collate(loader.collate_fn, options)
+    return loader
+
+
+def _check_loader(loader: torch_data.DataLoader, options: Options) -> None:
+    """Refuses a loader whose batches differ from what `options` ask for."""
     size = options.batch_size
     received = (
         f"Received: a DataLoader with batch_size={loader.batch_size}, "
@@ -64,14 +77,14 @@ def from_loader(
     )
     if loader.batch_size is None:
         raise ValueError(
-            "`data` is a DataLoader that does not say its batch size. Pass "
-            "`batched=True` to have its batches regrouped. " + received
+            "`data` is a DataLoader without a batch size. Pass "
+            "`batched=True` to regroup its batches. " + received
         )
     if loader.batch_size != size:
         raise ValueError(
             "`batch_size` must be that of the DataLoader: build it with "
-            f"`batch_size={size}`, or pass `batched=True` to have its batches "
-            f"regrouped. {received}; batch_size={size}"
+            f"`batch_size={size}`, or pass `batched=True` to regroup its "
+            f"batches. {received}; batch_size={size}"
         )
     if not options.pad and not loader.drop_last:
         raise ValueError(
@@ -85,27 +98,19 @@ def from_loader(
         )
     if options.shuffle:
         raise ValueError(
-            "`shuffle=True` cannot change a DataLoader: build it with "
+            "`shuffle=True` does not apply to a DataLoader: build it with "
             "`shuffle=True` and a `generator`. " + received
         )
-    if not isinstance(loader.dataset, torch_data.IterableDataset):
-        options.check_rows(len(loader.sampler))  # type: ignore[arg-type]
-    if uses_torch() and not (options.pad or options.columns):
-        return loader
-    loader = copy.copy(loader)
-    loader._iterator = None  # that of persistent workers
-    loader.collate_fn = _Collate(loader.collate_fn, options)
-    return loader
 
 
 def as_stream(loader: torch_data.DataLoader, options: Options) -> Stream:
-    """Returns the stream of a loader whose batches are full already."""
+    """Returns the stream of a loader whose batches already are full."""
 
     def open_epoch(number: int, rng: Any) -> Iterator[Any]:
         del number, rng
         return _opened(loader)
 
-    # The loader has done the rest.
+    # The loader already shuffles, selects columns and pads.
     plain = options._replace(shuffle=False, columns=None, pad=False)
     rows = None
     if not isinstance(loader.dataset, torch_data.IterableDataset):
@@ -114,11 +119,11 @@ def as_stream(loader: torch_data.DataLoader, options: Options) -> Stream:
 
 
 def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
-    """Returns an iterator, whose workers a thread of Python's has started.
+    """Returns an iterator whose workers were started in a Python thread.
 
     tf.data reads in a thread that Python did not start. A process that is
     forked there ends with exit code 1, since `threading` finds no main thread,
-    and PyTorch takes that for a crash.
+    and PyTorch reports a crash.
     """
     if not loader.num_workers:
         return iter(loader)
@@ -142,9 +147,9 @@ def _hint(row: Any) -> str:
 
 
 class _Collate:
-    """Joins rows to a batch, selects its columns, pads it, makes it a tuple.
+    """Collates rows, selects columns, pads the batch, makes it a tuple.
 
-    An object, so that worker processes can receive it.
+    An object, not a closure, so that it can be sent to worker processes.
     """
 
     def __init__(self, collate: Callable[[Any], Any], options: Options) -> None:
@@ -168,7 +173,7 @@ def _padded(batch: Any, batch_size: int) -> tuple:
 
 
 def _collate_rows(rows: list[Any]) -> Any:
-    """Joins rows to a batch, or names the column that cannot be joined."""
+    """Collates rows to a batch, or names the column for which it fails."""
     try:
         return torch_data.default_collate(rows)
     except (TypeError, RuntimeError) as error:
@@ -177,9 +182,9 @@ def _collate_rows(rows: list[Any]) -> Any:
                 torch_data.default_collate(values)
             except (TypeError, RuntimeError):
                 raise ValueError(
-                    f"The rows of `{name}` cannot be joined to a batch. Pad "
-                    "them to one shape, and encode what is no number. "
-                    f"PyTorch says: {error}"
+                    f"The rows of `{name}` cannot be collated to a batch. Pad "
+                    "them to one shape, and encode values that are not "
+                    f"numbers. PyTorch's error: {error}"
                 ) from error
         raise
 
@@ -196,7 +201,7 @@ def _columns(rows: list[Any]) -> Iterator[tuple[str, list[Any]]]:
 
 
 class _CheckedRows(torch_data.IterableDataset):
-    """An iterable dataset, shuffled in a buffer; an error if it is too short.
+    """An iterable dataset, shuffled in a buffer; raises if it is too short.
 
     Args:
         dataset: The dataset of rows.

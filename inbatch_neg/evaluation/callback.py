@@ -15,7 +15,7 @@ _logger = logging.getLogger("inbatch_neg")
 
 
 class RetrievalEvaluation(keras.callbacks.Callback):
-    """Recall@k, NDCG@k, MRR over the whole catalogue, for a matmul's price.
+    """Recall@k, NDCG@k and MRR over the whole catalogue.
 
     ```
     rank of a target = 1 + #{unseen candidates j other than it: s_j >= s_t}
@@ -27,50 +27,50 @@ class RetrievalEvaluation(keras.callbacks.Callback):
     coverage@k = (candidates in the k best of any query) / (candidates)
     ```
 
-    each averaged over the queries. A callback for `fit`, which adds the
-    figures to the logs of the epoch under `prefix`, so that `EarlyStopping`
-    or `ModelCheckpoint` can monitor `"val_recall@10"`: put it before them in
-    the list of callbacks. By itself, call it: `evaluation()`. Accuracy within
-    a batch says little about these figures.
+    each averaged over the queries. As a callback of `fit`, it adds the
+    figures to the logs of each epoch under `prefix`, so that `EarlyStopping`
+    or `ModelCheckpoint` can monitor `"val_recall@10"`; put it before them in
+    the list of callbacks. Without `fit`, call it: `evaluation()`. Accuracy
+    within a batch says little about these figures.
 
-    Ties count against a target, also with scores that only float32's rounding
-    tells apart, so that a model that gives every candidate the same vector
-    is not perfect but last. NaN scores count against it too.
-    The targets of a query stand in one list and compete with each other.
+    Ties count against a target, and so do scores that differ only by the
+    rounding of float32 and NaN scores. So a model that gives every candidate
+    the same vector ranks last, not first. The targets of a query are in one
+    list and compete with each other.
 
     Args:
-        query_model: Model from `queries` to vectors (rows, D), or (rows, P,
-            D), P vectors each, of which the best one scores. `None`:
-            `queries` are vectors.
-        candidate_model: The same for `candidates`, one vector each.
+        query_model: Model from `queries` to vectors (rows, D), or to P
+            vectors per row (rows, P, D), of which the best one scores.
+            `None`: `queries` are vectors.
+        candidate_model: The same for `candidates`, with one vector per row.
         queries: Array, dict of arrays, frame, or dataset of batches, not
-            shuffled, Q rows in all. A functional model gets the columns that
-            its inputs name, a model of one input the only column.
+            shuffled, with Q rows in all. A functional model gets the columns
+            that its inputs name; a model with one input gets the only column.
         targets: The ids of each query's targets: (Q,) ids, a list of Q id
             lists, a ragged tensor, or a scipy sparse matrix (Q, C) whose
-            column j is the j-th candidate. A query without any is left out of
-            the averages. A target that is not in the catalogue stays in the
-            denominator, is never found, and is warned of.
-        candidates: Like `queries`, C rows in all: the whole catalogue.
+            column j is the j-th candidate. A query without targets is left
+            out of the averages. A target that is not in the catalogue counts
+            as not found, and is logged.
+        candidates: The whole catalogue, C rows, in the forms of `queries`.
         candidate_ids: (C,) integers of up to 64 bits or strings, all
             different. Defaults to 0..C-1.
-        seen: In the forms of `targets`, the ids that are left out of a
-            query's list. A target of the query stays in though it is seen;
-            ids that are not in the catalogue are ignored.
-        k: Lengths of the list, an integer or several. With a k beyond the
-            catalogue the list is the whole of it. Defaults to (10, 100).
-        batch_size: Rows that a model embeds at a time. Datasets keep their
-            own. Defaults to 4096.
-        prefix: Stands before the names in the logs. Defaults to `"val_"`.
+        seen: The ids to leave out of each query's list, in the forms of
+            `targets`. A target stays in the list even if it is seen; ids that
+            are not in the catalogue are ignored.
+        k: Length of the list, an integer or several. If k is larger than the
+            catalogue, the list is the whole catalogue. Defaults to (10, 100).
+        batch_size: Rows that a model embeds at a time; a dataset keeps its
+            own batches. Defaults to 4096.
+        prefix: Prefix of the names in the logs. Defaults to `"val_"`.
         verbose: 1 shows the progress of embedding, 0 does not. `"auto"` (the
-            default): as `fit` does.
+            default) follows `fit`.
         similarity: `"dot"` (the default) or `"cosine"`, the score of two
-            vectors. Scores have 32 bits also under mixed precision.
+            vectors. Scores have 32 bits, also under mixed precision.
         sample_weight: (Q,) numbers of 0 or more, the weight of each query in
             the averages. Defaults to 1.
-        coverage: Whether to compute coverage@k too. It needs the lists
-            themselves and takes several times as long as all the others.
-            Defaults to False.
+        coverage: Whether to compute coverage@k too. It needs the lists, and
+            takes several times as long as all other figures. Defaults to
+            False.
 
     Raises:
         ValueError, TypeError: for an argument outside of the above, as soon
@@ -93,9 +93,9 @@ class RetrievalEvaluation(keras.callbacks.Callback):
     metrics for item recommendation" (doi 10.1145/3394486.3403226).
 
     Differs from: `tfrs.metrics.FactorizedTopK` and
-    `keras_rs.layers.BruteForceRetrieval` keep the k best of every query; here
-    the scores ahead of a target are counted, nothing is sorted, seen items
-    are left out, and the price does not depend on k.
+    `keras_rs.layers.BruteForceRetrieval`, which keep the k best candidates of
+    every query. This callback counts the scores ahead of a target without
+    sorting, so its cost does not depend on k, and leaves out seen items.
     """
 
     def __init__(
@@ -117,16 +117,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         coverage: bool = False,
     ) -> None:
         super().__init__()
-        for name, tower in (
-            ("query_model", query_model),
-            ("candidate_model", candidate_model),
-        ):
-            arguments.refuse_keras_2(name, tower)
-            if tower is not None and not isinstance(tower, keras.Model):
-                raise TypeError(
-                    f"`{name}` must be a keras.Model, or None for ready "
-                    f"vectors. Received: {name}={tower!r}"
-                )
+        embedding.check_model("query_model", query_model)
+        embedding.check_model("candidate_model", candidate_model)
         self.query_model, self.candidate_model = query_model, candidate_model
         self.queries, self.candidates = queries, candidates
         self.targets = ids.parse("targets", targets)
@@ -152,7 +144,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         if not len(self.targets.row):
             raise ValueError(
                 "`targets` must hold at least one target. Received: "
-                f"{self.targets.rows} queries without any"
+                f"{self.targets.rows} queries without targets"
             )
         self._catalogue: ids.Catalogue | None = None
         self._check_queries(embedding.rows(query_model, queries))
@@ -177,8 +169,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         seen = None
         if self.seen is not None:
             seen_row, seen_place = catalogue.places("seen", self.seen)
-            here = seen_place >= 0
-            seen = ranking.Places(seen_row[here], seen_place[here])
+            inside = seen_place >= 0
+            seen = ranking.Places(seen_row[inside], seen_place[inside])
             seen = ranking.without(seen, targets, len(candidate))
         ranks = np.full(len(row), np.inf)
         ranks[known] = ranking.target_ranks(query, candidate, targets, seen)
@@ -196,14 +188,15 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         """Returns the k best candidates of each query, exactly.
 
         Args:
-            queries: In the form of the constructor's, n rows in all.
-            k: Length of the lists, an integer; at most C are given.
-            seen: Ids that are left out, in the forms of the constructor's.
+            queries: n queries, in the forms that the constructor takes.
+            k: Length of the lists, an integer. Lists have at most C entries.
+            seen: Ids to leave out, in the forms that the constructor takes.
 
         Returns:
             `(scores, ids)`, NumPy arrays (n, min(k, C)), the best first. If
-            `seen` leaves fewer than that, the list ends with scores of -inf,
-            whose ids mean nothing. Of the same score, any may come first.
+            `seen` leaves fewer candidates, the list ends with scores of -inf,
+            whose ids have no meaning. Candidates with equal scores are in
+            any order.
         """
         k = arguments.integer("k", k, minimum=1)
         query = self._embed("queries", "query_model", queries)
@@ -239,7 +232,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         verbose = self.verbose == 1
         if self.verbose == "auto":
             verbose = (self.params or {}).get("verbose", 1) == 1
-        found = embedding.embed(
+        vectors = embedding.embed(
             name,
             model_name,
             getattr(self, model_name),
@@ -249,11 +242,11 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             several=model_name == "query_model",
         )
         if self.similarity == "cosine":
-            return embedding.l2_normalize(found)
-        return found
+            return embedding.l2_normalize(vectors)
+        return vectors
 
     def _check_queries(self, queries: int | None) -> None:
-        """Refuses lists that have not one entry per query, if known."""
+        """Refuses lists that do not have one entry per query, if known."""
         if queries is None:
             return
         _require_rows("targets", self.targets.rows, queries)
@@ -263,23 +256,23 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             _require_rows("sample_weight", len(self.sample_weight), queries)
 
     def _catalogue_of(self, candidates: int) -> ids.Catalogue:
-        """Returns the ids of so many candidates; refuses another number."""
-        given = self.candidate_ids
-        if given is not None and len(given) != candidates:
+        """Returns the catalogue; refuses another number of candidates."""
+        own_ids = self.candidate_ids
+        if own_ids is not None and len(own_ids) != candidates:
             raise ValueError(
                 "`candidate_ids` must have one id per candidate, "
-                f"{candidates}. Received: {len(given)} ids"
+                f"{candidates}. Received: {len(own_ids)} ids"
             )
         if self._catalogue is None or self._catalogue.size != candidates:
-            self._catalogue = ids.Catalogue(given, candidates)
+            self._catalogue = ids.Catalogue(own_ids, candidates)
         return self._catalogue
 
     def _warn(self, absent: int, count: int) -> None:
         if absent == count:
             raise ValueError(
-                "`targets` must be ids of `candidate_ids` (by default the "
-                "places 0..C-1 of the candidates). Received: none that is, "
-                f"for example {self.targets.ids[0].item()!r}"
+                "`targets` must be ids from `candidate_ids` (by default, the "
+                "indices 0..C-1 of the candidates). Received: no such id; the "
+                f"first is {self.targets.ids[0].item()!r}"
             )
         _logger.warning(
             "%d of %d targets are not in the catalogue and count as not found.",

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from inbatch_neg import arguments
 from inbatch_neg.backends import backend
 from inbatch_neg.data.structures import as_nest
 from inbatch_neg.evaluation import inputs
@@ -23,53 +24,54 @@ def embed(
     """Returns (rows, D) float32 vectors of all features.
 
     Args:
-        name: Of the argument that holds the features, for errors.
-        model_name: The same of the model.
+        name: Name of the argument that holds the features, for errors.
+        model_name: Name of the argument that holds the model, for errors.
         model: A `keras.Model`, or None if the features are vectors.
         features: Array, structure of arrays, or dataset of batches.
-        batch_size: Rows of a batch, of arrays.
+        batch_size: Rows of a batch, for arrays.
         verbose: Whether the model shows its progress.
-        several: Whether there may be several vectors a row, (rows, P, D).
+        several: Whether there may be several vectors per row, (rows, P, D).
     """
     if model is None:
-        found = _vectors(name, model_name, features)
+        vectors = _vectors(name, model_name, features)
     else:
-        given = inputs.feed(name, model, features)
-        size = None if given.is_dataset else batch_size
+        feed = inputs.feed(name, model, features)
+        size = None if feed.is_dataset else batch_size
         with backend.keep_weights(model):
-            found = model.predict(
-                given.features, batch_size=size, verbose=verbose
+            vectors = model.predict(
+                feed.features, batch_size=size, verbose=verbose
             )
-    if not _is_array(found):
+    if not _is_array(vectors):
         raise TypeError(
             f"`{model_name}` must return one array of vectors. Received: "
-            f"{type(found).__name__}"
+            f"{type(vectors).__name__}"
         )
-    found = _host(found)
-    is_fitting = found.ndim == 2 or (several and found.ndim == 3)
-    if not is_fitting or 0 in found.shape or found.dtype.kind in "OUSb":
+    vectors = _host(vectors)
+    is_fitting = vectors.ndim == 2 or (several and vectors.ndim == 3)
+    if not is_fitting or 0 in vectors.shape or vectors.dtype.kind in "OUSb":
         form = "(rows, dimensions)"
         if several:
             form += " or (rows, vectors, dimensions)"
         raise ValueError(
-            f"`{model_name}` must lead to vectors {form}, numbers, at least "
-            f"one (None: `{name}` are the vectors; a dataset must have batches "
-            f"of them). Received: shape {found.shape}, dtype {found.dtype}"
+            f"`{model_name}` must return one or more vectors of numbers, "
+            f"{form}. If it is None, `{name}` must be such vectors, or a "
+            "dataset of batches of them. Received: "
+            f"shape {vectors.shape}, dtype {vectors.dtype}"
         )
-    return found.astype("float32", copy=False)
+    return vectors.astype("float32", copy=False)
 
 
 def _vectors(name: str, model_name: str, features: Any) -> Any:
-    """Returns features that are vectors already, in one array."""
+    """Returns features that already are vectors, as one array."""
     if isinstance(features, (dict, tuple)):
         raise TypeError(
             f"`{model_name}` must be a model if `{name}` is a "
-            f"{type(features).__name__}, since they are no vectors."
+            f"{type(features).__name__}, which does not hold vectors."
         )
     if _is_array(features):
         return features
     if not inputs.is_dataset(features) and not isinstance(features, list):
-        frame = as_nest(features)  # whose columns are the dimensions
+        frame = as_nest(features)  # its columns are the dimensions
         columns = [inputs.column_array(name, frame[one]) for one in frame]
         return np.stack(columns, axis=1)
     batches = [_host(batch) for batch in features]
@@ -78,19 +80,29 @@ def _vectors(name: str, model_name: str, features: Any) -> Any:
     return np.concatenate(batches)
 
 
+def check_model(name: str, model: Any) -> None:
+    """Refuses what is neither a Keras model nor None."""
+    arguments.refuse_keras_2(name, model)
+    if model is not None and not isinstance(model, keras.Model):
+        raise TypeError(
+            f"`{name}` must be a keras.Model, or None if vectors are given. "
+            f"Received: {name}={model!r}"
+        )
+
+
 def check(query: Array, candidate: Array) -> None:
     """Refuses vectors of different dimensions."""
     if query.shape[-1] != candidate.shape[-1]:
         raise ValueError(
-            "`query_model` and `candidate_model` must lead to vectors of the "
+            "`query_model` and `candidate_model` must return vectors with the "
             "same number of dimensions. Received: shapes "
             f"{query.shape} and {candidate.shape}"
         )
 
 
 def l2_normalize(vectors: Array) -> Array:
-    """Returns the vectors at length 1; those of length 0 stay."""
-    # Divided by the largest entry first, or its square might overflow.
+    """Returns the vectors with length 1; those of length 0 do not change."""
+    # Divided by the largest entry first, whose square might overflow.
     largest = np.abs(vectors).max(axis=-1, keepdims=True)
     vectors = vectors / np.where(largest > 0, largest, 1)
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
@@ -98,7 +110,7 @@ def l2_normalize(vectors: Array) -> Array:
 
 
 def rows(model: keras.Model | None, features: Any) -> int | None:
-    """Returns the number of rows, or None for a dataset, not read yet."""
+    """Returns the number of rows, or None for a dataset, which is not read."""
     if inputs.is_dataset(features):
         return None
     if model is None and isinstance(features, list):

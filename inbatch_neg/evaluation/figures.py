@@ -1,4 +1,4 @@
-"""From ranks, or lists, to figures: recall, hit rate, NDCG, MRR, coverage."""
+"""Figures from ranks and lists: recall, hit rate, NDCG, MRR, coverage."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from inbatch_neg.evaluation.ids import Array
 
 
 def lengths(k: Any) -> tuple[int, ...]:
-    """Returns the argument `k` as a tuple of integers, in rising order."""
+    """Returns the argument `k` as a tuple of integers, in ascending order."""
     if isinstance(k, (list, tuple)):
         if not k:
             raise ValueError(f"`k` must not be empty. Received: k={k!r}")
@@ -48,8 +48,8 @@ def averages(
     """Returns {name: average over the queries that have targets}.
 
     Args:
-        row: (N,) the query of each target.
-        ranks: (N,) floats from 1, infinity if never found.
+        row: (N,), the query of each target.
+        ranks: (N,) floats from 1, infinity if the target is not found.
         queries: The number of queries.
         k: Tuple of list lengths.
         sample_weight: (queries,), or None.
@@ -63,7 +63,7 @@ def averages(
         )
     total = weight.sum()
 
-    # Divisors of queries without targets, whose weight is 0.
+    # 1 for queries without targets, to divide by; their weight is 0.
     count = np.maximum(count, 1)
     gains = 1.0 / np.log2(1.0 + ranks)
     ideal = np.cumsum(1.0 / np.log2(np.arange(2, max(k[-1], 1) + 2)))
@@ -97,9 +97,9 @@ def coverage(
     Args:
         lists: Iterable of `(scores, places)`, places (R, k[-1]), -1 for none.
         candidates: The number of candidates.
-        k: Tuple of list lengths, in rising order.
+        k: Tuple of list lengths, in ascending order.
     """
-    # One more for "none". The best position that a candidate has anywhere.
+    # The best position of each candidate in any list; the last entry is for -1.
     best = np.full(candidates + 1, np.iinfo("int64").max)
     for _, places in lists:
         position = np.broadcast_to(np.arange(places.shape[1]), places.shape)

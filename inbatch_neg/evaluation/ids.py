@@ -1,7 +1,7 @@
-"""Lists of ids, one per query, and the catalogue that they are looked up in.
+"""Lists of ids, one per query, and the catalogue in which they are looked up.
 
-On the host, in NumPy: ids may be strings or use all 64 bits, which not every
-backend has.
+In NumPy, since ids may be strings or use all 64 bits, which not every backend
+supports.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -19,13 +19,13 @@ _FORMS = (
 
 
 class IdLists(NamedTuple):
-    """Lists of ids, laid end to end.
+    """Lists of ids, concatenated.
 
     Attributes:
-        row: (N,) the query of each entry, in rising order.
+        row: (N,), the query of each entry, in ascending order.
         ids: (N,) integers or strings.
         rows: The number of queries.
-        are_places: Whether `ids` are places in the catalogue already.
+        are_places: Whether `ids` already are indices into the catalogue.
     """
 
     row: Array
@@ -72,7 +72,7 @@ def parse(name: str, value: Any) -> IdLists:
 
 
 class Catalogue:
-    """The ids of the candidates, and the place of each.
+    """The ids of the candidates, and the index of each.
 
     Args:
         ids: (C,) integers or strings, all different. `None`: 0..C-1.
@@ -88,15 +88,15 @@ class Catalogue:
             if len(twice):
                 raise ValueError(
                     "`candidate_ids` must all be different, since a target "
-                    "has one rank. Fix: keep the rows that "
-                    "`np.unique(candidate_ids, return_index=True)` names. "
+                    "has one rank. Fix: keep the rows whose indices "
+                    "`np.unique(candidate_ids, return_index=True)` returns. "
                     f"Received: {twice[0].item()!r} more than once"
                 )
 
     def places(self, name: str, lists: IdLists) -> tuple[Array, Array]:
-        """Returns `(row, place)` (N,), place -1 for an id that is not here.
+        """Returns `(row, place)` (N,), with place -1 for unknown ids.
 
-        Each place is there once a row; sorted by row, then by place.
+        A place occurs once per row; sorted by row, then by place.
         """
         if lists.are_places or self.ids is None:
             if lists.ids.dtype.kind == "U":
@@ -108,7 +108,7 @@ class Catalogue:
             place = np.where(inside, lists.ids, -1).astype("int64")
         else:
             place = self._look_up(name, lists.ids)
-        # Absent ids are different ones, so none of them is dropped.
+        # Unknown ids may differ from each other, so all of them are kept.
         absent = place < 0
         different = np.unique(lists.row[~absent] * self.size + place[~absent])
         row = np.concatenate([different // self.size, lists.row[absent]])
@@ -129,8 +129,8 @@ class Catalogue:
         known = np.ones(len(ids), bool)
         sorted_ids = self._sorted
         if not text and ids.dtype.kind != sorted_ids.dtype.kind:
-            # NumPy would compare uint64 with int64 as floats, which merge
-            # large ids. Ids of both kinds are equal below 2^63 alone.
+            # NumPy would compare uint64 with int64 as floats, in which large
+            # ids become equal. Ids of both kinds can be equal only below 2^63.
             known = ids <= 2**63 - 1
             ids = np.where(known, ids, 0).astype("int64")
             if sorted_ids.dtype.kind == "u":
@@ -140,8 +140,8 @@ class Catalogue:
                     return np.full(len(ids), -1, "int64")
         at = np.searchsorted(sorted_ids, ids)
         at = np.minimum(at, len(sorted_ids) - 1)
-        found = known & (sorted_ids[at] == ids)
-        return np.where(found, self._order[at], -1)
+        is_known = known & (sorted_ids[at] == ids)
+        return np.where(is_known, self._order[at], -1)
 
 
 def as_ids(name: str, values: Any) -> Array:
@@ -161,8 +161,8 @@ def as_ids(name: str, values: Any) -> Array:
         return array.astype("int64")
     if array.dtype.kind not in "iuU":
         raise TypeError(
-            f"`{name}` must hold integers or strings, since floats merge "
-            f"large ids. Received: dtype={array.dtype}"
+            f"`{name}` must hold integers or strings, since large ids become "
+            f"equal as floats. Received: dtype={array.dtype}"
         )
     return array
 

@@ -1,8 +1,8 @@
-"""What a model is fed with: the inputs that it names, out of the features.
+"""Selects the features that a model names as its inputs.
 
-Keras fills the inputs of a functional model by position once the features
-have a column more or less than the model has inputs, so columns are chosen
-here, by name.
+Keras fills the inputs of a functional model by position if the number of
+columns differs from the number of inputs. So columns are selected here, by
+name.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,12 +30,12 @@ class Feed(NamedTuple):
 
 
 def feed(name: str, model: keras.Model, features: Any) -> Feed:
-    """Returns the inputs that the model names, in the form that it takes.
+    """Returns the inputs that the model names, in a form for `predict`.
 
     Args:
-        name: Of the features, for errors.
+        name: Name of the features, for errors.
         model: Functional and Sequential models name their inputs; a
-            subclassed one gets all columns.
+            subclassed model gets all columns.
         features: Array, structure of arrays, frame, or dataset of batches.
     """
     inputs = _inputs_of(model)
@@ -49,13 +49,13 @@ def feed(name: str, model: keras.Model, features: Any) -> Feed:
     if hasattr(features, "element_spec"):
         check = _checked_spec(name, inputs)
         keras.tree.map_structure(check, select(_x(features.element_spec)))
-        # Keras takes a tuple for (x, y, sample_weight), so one stands around.
+        # In a tuple, since Keras takes a tuple for (x, y, sample_weight).
         return Feed(features.map(lambda *batch: (select(_x(batch)),)), True)
     return Feed(_generate(name, inputs, features, select), True)
 
 
 def is_dataset(features: Any) -> bool:
-    """Whether the features come in batches, as far as is known unread."""
+    """Returns whether the features are batches, without reading them."""
     if isinstance(features, (dict, tuple, list)):
         return False
     if hasattr(features, "element_spec"):
@@ -65,7 +65,7 @@ def is_dataset(features: Any) -> bool:
 
 
 def first_column(features: Any) -> Any:
-    """Returns a column of the features that are given to a model."""
+    """Returns the first column of the features of a model."""
     nest = as_nest(_as_array(features))
     while isinstance(nest, (dict, tuple)) and len(nest):
         nest = next(iter(nest.values())) if isinstance(nest, dict) else nest[0]
@@ -73,7 +73,7 @@ def first_column(features: Any) -> Any:
 
 
 def column_array(name: str, column: Any) -> Array:
-    """Returns a column as an array; refuses gaps, which would become NaN."""
+    """Returns a column as an array; refuses missing values."""
     missing = 0
     if hasattr(column, "null_count"):
         missing = column.null_count
@@ -82,8 +82,8 @@ def column_array(name: str, column: Any) -> Array:
         missing = column.isna().sum()
     if missing:
         raise ValueError(
-            f"`{name}` must have no missing values. Fill them, with an id of "
-            f"their own for example. Received: {missing} of {len(column)}"
+            f"`{name}` must have no missing values. Fill them, for example "
+            f"with a separate id. Received: {missing} of {len(column)}"
         )
     if hasattr(column, "combine_chunks"):
         return np.asarray(column.to_numpy())
@@ -103,7 +103,7 @@ def _as_array(features: Any) -> Any:
 
 def _leaf(column: Any, name: str) -> Any:
     """Returns a column in a form that `predict` takes."""
-    if hasattr(column, "numpy"):  # a tensor of some library
+    if hasattr(column, "numpy"):  # a tensor of any library
         if getattr(column.dtype, "name", "") == "string":
             _string_tensor(name, np.asarray([""]))
         return column
@@ -119,14 +119,14 @@ def _leaf(column: Any, name: str) -> Any:
 
 
 def _string_tensor(name: str, strings: Array) -> Tensor:
-    found = backend.string_tensor(strings)
-    if found is None:
+    tensor = backend.string_tensor(strings)
+    if tensor is None:
         raise TypeError(
             f"`{name}` holds strings, which no model takes on the backend "
-            f"{backend.name}. Fix: look them up before, as "
-            "`keras.layers.StringLookup` does, and give the models integers."
+            f"{backend.name}. Fix: map them to integers first, as "
+            "`keras.layers.StringLookup` does."
         )
-    return found
+    return tensor
 
 
 def _inputs_of(model: keras.Model) -> Any:
@@ -143,7 +143,7 @@ def _inputs_of(model: keras.Model) -> Any:
 
 
 def _select(name: str, inputs: Any, nest: Any) -> Any:
-    """Returns what the inputs name of a nest of columns."""
+    """Returns the columns of a nest that the inputs name."""
     if not isinstance(nest, dict) or inputs is None:
         return nest
     if isinstance(inputs, dict):
@@ -153,14 +153,14 @@ def _select(name: str, inputs: Any, nest: Any) -> Any:
             return nest
         wanted = [one.name for one in inputs]
     elif inputs.name not in nest and len(nest) == 1:
-        return next(iter(nest.values()))  # an input without a name of its own
+        return next(iter(nest.values()))  # the input may have any name
     else:
         wanted = [inputs.name]
     absent = [one for one in wanted if one not in nest]
     if absent:
         raise ValueError(
-            f"`{name}` must have the inputs of the model as columns, {wanted}. "
-            f"Received: {list(nest)}, without {absent}"
+            f"`{name}` must have a column for every input of the model, "
+            f"{wanted}. Received: {list(nest)}, without {absent}"
         )
     if isinstance(inputs, dict):
         return {one: nest[one] for one in wanted}
@@ -187,12 +187,12 @@ def _checked_spec(name: str, inputs: Any) -> Callable[[Any], None]:
 
 
 def _check_rank(name: str, inputs: Any, rank: int, shape: tuple) -> None:
-    """Refuses an element of a dataset that is a row and no batch."""
+    """Refuses an element of a dataset that is a row, not a batch."""
     least = 1
-    # The only input of a model; one of several may be a scalar per row.
+    # Only for a model with one input: one of several may be a scalar per row.
     if hasattr(inputs, "shape"):
         least = len(inputs.shape)
-        if least > 1 and inputs.shape[-1] == 1:  # which Keras appends
+        if least > 1 and inputs.shape[-1] == 1:  # Keras appends this axis
             least -= 1
     if rank < least:
         raise ValueError(
@@ -205,9 +205,9 @@ def _check_rank(name: str, inputs: Any, rank: int, shape: tuple) -> None:
 def _generate(
     name: str, inputs: Any, dataset: Any, select: Callable[[Any], Any]
 ) -> Iterator[tuple[Any]]:
-    """Returns an iterator over batches, of which the first has been read.
+    """Returns an iterator over batches, and reads the first one.
 
-    So that an error of the first is raised here, and not inside of `predict`.
+    So an error in the first batch is raised here, not inside `predict`.
     """
 
     def prepared(batch: Any) -> tuple[Any]:
@@ -224,12 +224,13 @@ def _generate(
         batches = (dataset[i] for i in range(dataset.num_batches))
     else:
         batches = iter(dataset)
-    found = map(prepared, batches)
+    results = map(prepared, batches)
     try:
-        first = next(found)
+        first = next(results)
     except StopIteration:
         raise ValueError(
             f"`{name}` must have at least one batch. A generator can be read "
-            "once: give a dataset that can be read again. Received: none"
+            "once: pass a dataset that can be read again. Received: none"
         ) from None
-    return (batch for batch in chain([first], found))  # of the type it takes
+    # A generator, since `predict` does not take any iterator.
+    return (batch for batch in chain([first], results))

@@ -1,7 +1,7 @@
-"""Scores of queries and candidates: products, of several vectors the best.
+"""Scores of queries and candidates: dot products.
 
-A query is a vector, (Q, D), or P vectors, (Q, P, D): then its score is the
-largest of its P products. NaN scores stay NaN.
+Queries are vectors, (Q, D), or P vectors each, (Q, P, D). The score is then
+the largest of the P products. NaN scores stay NaN.
 """
 
 import numpy as np
@@ -12,23 +12,23 @@ from inbatch_neg.evaluation.ids import Array
 
 
 def table(query: Tensor, candidate: Tensor) -> Tensor:
-    """Returns the (R, K) scores of all pairs, without P tables of them.
+    """Returns the (R, K) scores of all pairs, without keeping P tables.
 
     Args:
         query: (R, D), or (R, P, D).
         candidate: (K, D).
     """
-    turned = ops.transpose(candidate)
+    transposed = ops.transpose(candidate)
     if len(query.shape) == 2:
-        return ops.matmul(query, turned)
-    best = ops.matmul(query[:, 0], turned)
+        return ops.matmul(query, transposed)
+    best = ops.matmul(query[:, 0], transposed)
     for place in range(1, query.shape[1]):
-        best = backend.maximum(best, ops.matmul(query[:, place], turned))
+        best = backend.maximum(best, ops.matmul(query[:, place], transposed))
     return best
 
 
 def of_pairs(query: Array, candidate: Array) -> Array:
-    """Returns the (N,) scores of each query and its candidate.
+    """Returns the (N,) scores of each query with its candidate.
 
     Args:
         query: (N, D), or (N, P, D).

@@ -1,18 +1,18 @@
 """Ranks and top-k lists over a whole catalogue, in chunks.
 
-A rank needs no sort. It is a count:
+A rank is a count and needs no sort:
 
     rank of target t = 1 + #{unseen candidates j other than t: s_j >= s_t}
 
-The count multiplies chunks of queries with chunks of candidates and counts in
-the loop that reads the scores. What a query has seen is counted once more by
-itself, from its few scores, and subtracted: no mask of queries x candidates.
+Chunks of queries are multiplied by chunks of candidates, and the scores of each
+product are counted. Seen candidates are counted separately, from their few
+scores, and subtracted, so there is no mask of queries x candidates.
 
-Two scores of float32 are the same here if they are closer than the rounding
-error of a dot product of D terms, at most D 2^-24 |q| |c| in whatever order
-it is summed (Higham 2002, "Accuracy and stability of numerical algorithms",
-section 3.1). So a duplicate of the target ties with it, though the columns of
-a matrix product may be summed in different orders.
+Two float32 scores count as equal if they differ by less than the rounding
+error of a dot product of D terms, at most D 2^-24 |q| |c| in any order of
+summation (Higham 2002, "Accuracy and stability of numerical algorithms",
+section 3.1). So a duplicate of the target ties with it, although the columns
+of a matrix product may be summed in different orders.
 """
 
 import functools
@@ -26,10 +26,10 @@ from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.evaluation import products
 from inbatch_neg.evaluation.ids import Array
 
-# Queries and candidates of one chunk: its scores, 4 MB, stay in the cache.
+# Queries and candidates of a chunk, whose scores, 4 MB, stay in the cache.
 _QUERIES = 256
 _CANDIDATES = 4096
-# For lists a wider chunk, whose columns are looked at in groups.
+# For top-k lists: candidates of a chunk, and columns of a group in it.
 _LISTED_CANDIDATES = 2**15
 _GROUP = 32
 # Entries of a list whose vectors are gathered at a time.
@@ -37,11 +37,11 @@ _GATHERED = 2**15
 
 
 class Places(NamedTuple):
-    """Places in the catalogue that belong to queries.
+    """Pairs of queries and candidates.
 
     Attributes:
-        row: (N,) int64, numbers of queries in rising order.
-        place: (N,) int64, numbers of candidates.
+        row: (N,) int64, indices of queries in ascending order.
+        place: (N,) int64, indices of candidates.
     """
 
     row: Array
@@ -54,15 +54,15 @@ def target_ranks(
     """Returns the rank of each target, from 1, (N,) int64.
 
     Ties count against the target, and so do NaN scores. All targets of a
-    query stand in one list: those that tie with each other take the last
-    places of the tie.
+    query are in one list: those that tie with each other take the last
+    positions of the tie.
 
     Args:
         query: (Q, D) float32, or (Q, P, D).
         candidate: (C, D) float32.
-        targets: The `Places` of the targets, none twice in a row.
-        seen: The `Places` that are left out of a query's list, none twice in
-            a row and none that is a target of it (see `without`), or None.
+        targets: The `Places` of the targets, without repeats.
+        seen: The `Places` to leave out of a query's list, without repeats and
+            without its targets (see `without`); or None.
     """
     threshold = _thresholds(query, candidate, targets)
     ahead = len(candidate) - _count_below(query, candidate, targets, threshold)
@@ -81,7 +81,7 @@ def without(places: Places, others: Places, candidates: int) -> Places:
 
 
 def _thresholds(query: Array, candidate: Array, targets: Places) -> Array:
-    """Returns (N,) float32, below each target's score by its rounding."""
+    """Returns (N,) float32, each target's score minus its rounding error."""
     slack = (query.shape[-1] + 2) * 2.0**-24
     threshold = np.empty(len(targets.row), "float32")
     with np.errstate(invalid="ignore", over="ignore"):
@@ -105,7 +105,7 @@ def _count_below(
     counts = [ops.zeros((rows,), "int32") for _ in starts]
     with backend.full_precision_matmul():
         for first in range(0, len(candidate), columns):
-            # The last chunk is filled up with what is below nothing.
+            # The last chunk is padded with NaN, which is below no threshold.
             part = _filled(candidate[first : first + columns], columns, np.nan)
             part = ops.convert_to_tensor(part)
             for number, start in enumerate(starts):
@@ -144,7 +144,7 @@ def _count_seen(
     length = np.searchsorted(seen.row, targets.row, side="right") - first
     end = np.cumsum(length)
     counts = np.zeros(len(threshold), "int64")
-    # Entries are the (target, seen candidate) pairs, numbered on end.
+    # Entries are the (target, seen candidate) pairs, numbered consecutively.
     with np.errstate(invalid="ignore", over="ignore"):
         for at in _blocks(end[-1] if len(end) else 0):
             entry = np.arange(at.start, at.stop)
@@ -159,19 +159,19 @@ def _count_seen(
 
 
 def _in_one_list(row: Array, ahead: Array) -> Array:
-    """Returns ranks that differ within a row, from counts with all ties.
+    """Returns ranks that differ within a row, from counts that include ties.
 
-    The l-th best of a row cannot be behind the next but one place before it:
-    rank_l = min over l' >= l of (ahead_l' - (l' - l)).
+    `ahead` of a target counts tied targets of the same row too. For the l-th
+    best target of a row, rank_l = min over l' >= l of (ahead_l' - (l' - l)).
     """
     order = np.lexsort((ahead, row))
     sorted_row, sorted_ahead = row[order], ahead[order]
     number = np.arange(len(row)) - np.searchsorted(sorted_row, sorted_row)
-    # The running minimum from the end starts anew at each row, since a row's
-    # values are kept below those of the next one.
-    apart = sorted_row * (2 * (ahead.max(initial=0) + len(row)) + 1)
-    lowest = sorted_ahead - number + apart
-    lowest = np.minimum.accumulate(lowest[::-1])[::-1] - apart
+    # The offset keeps a row's values below those of the next row, so that the
+    # running minimum from the end starts anew in each row.
+    offset = sorted_row * (2 * (ahead.max(initial=0) + len(row)) + 1)
+    lowest = sorted_ahead - number + offset
+    lowest = np.minimum.accumulate(lowest[::-1])[::-1] - offset
     ranks = np.empty_like(ahead)
     ranks[order] = np.maximum(lowest, 1) + number
     return ranks
@@ -185,14 +185,14 @@ def top_k(
     Args:
         query: (Q, D) float32, or (Q, P, D).
         candidate: (C, D) float32.
-        k: The length of a list. If there are fewer candidates, it ends with
-            places of -1 and scores of -inf.
-        left_out: `Places` that are in no list of their row, or None.
+        k: The length of a list. With fewer candidates, it ends with places
+            of -1 and scores of -inf.
+        left_out: `Places` to leave out of a query's list, or None.
 
     Yields:
-        Float32 scores in falling order and int64 places, both (R, k), of the
-        next R queries. Which of two candidates with the same score comes
-        first is up to the backend. NaN scores are left out.
+        Float32 scores in descending order and int64 places, both (R, k), of
+        the next R queries. The order of candidates with equal scores depends
+        on the backend. NaN scores are left out.
     """
     rows = min(_QUERIES, _power_of_two(len(query)))
     columns = min(_LISTED_CANDIDATES, _power_of_two(len(candidate)))
@@ -232,41 +232,41 @@ def _top_k_step(k: int) -> Callable[..., tuple[Tensor, Tensor]]:
         scores = products.table(query, candidate)  # (R, K)
         masked = ops.logical_or(masked, ops.isnan(scores))
         scores = ops.where(masked, -np.inf, scores)
-        scores, found = _top(scores, min(k, candidate.shape[0]))
+        scores, columns = _top(scores, min(k, candidate.shape[0]))
         scores = ops.concatenate([best, scores], axis=1)
-        places = ops.concatenate([places, found + first], axis=1)
+        places = ops.concatenate([places, columns + first], axis=1)
         best, order = ops.top_k(scores, k)
         places = ops.take_along_axis(places, ops.cast(order, "int32"), axis=1)
         return best, ops.where(ops.greater(best, -np.inf), places, -1)
 
-    # XLA would sort.
+    # XLA would sort all scores.
     return backend.compile(merge, xla=False)
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Returns the k best of each row and their columns, (R, k).
 
-    They lie in the k groups of columns with the highest maxima, since each
-    other group has k scores ahead of its own maximum.
+    They are in the k groups of columns with the highest maxima: at least k
+    scores are ahead of the maximum of any other group.
     """
     rows, columns = scores.shape
     groups = columns // _GROUP
     if groups < 2 * k:
-        scores, found = ops.top_k(scores, k)
-        return scores, ops.cast(found, "int32")
+        scores, column = ops.top_k(scores, k)
+        return scores, ops.cast(column, "int32")
     scores = ops.reshape(scores, (rows, groups, _GROUP))
     _, group = ops.top_k(ops.max(scores, axis=2), k)
     group = ops.cast(group, "int32")[:, :, None]
     scores = ops.take_along_axis(scores, group, axis=1)  # (R, k, _GROUP)
     column = group * _GROUP + ops.arange(_GROUP, dtype="int32")
-    scores, found = ops.top_k(ops.reshape(scores, (rows, k * _GROUP)), k)
+    scores, best = ops.top_k(ops.reshape(scores, (rows, k * _GROUP)), k)
     column = ops.reshape(column, (rows, k * _GROUP))
-    found = ops.take_along_axis(column, ops.cast(found, "int32"), axis=1)
-    return scores, found
+    column = ops.take_along_axis(column, ops.cast(best, "int32"), axis=1)
+    return scores, column
 
 
 def _mark(masked: Array, places: Places, start: int, first: int) -> None:
-    """Sets True at the places that lie in this chunk."""
+    """Sets True at the places in this chunk."""
     rows, columns = masked.shape
     low, high = np.searchsorted(places.row, [start, start + rows])
     row = places.row[low:high] - start
@@ -285,7 +285,7 @@ def _tensor(array: Array, rows: int) -> Tensor:
 
 
 def _filled(array: Array, rows: int, value: float) -> Array:
-    """Returns `array` with rows of `value` at its end, `rows` in all."""
+    """Returns `array` padded at its end with `value`, to `rows` rows."""
     if len(array) == rows:
         return array
     shape = (rows - len(array), *array.shape[1:])

@@ -1,6 +1,6 @@
 """What a partial batch is, and the message of its error.
 
-In-batch negatives need a number of rows that is known and the same for every
+In-batch negatives need a number of rows that is known, and the same in every
 batch. `BatchSize` holds that number and checks every batch against it.
 """
 
@@ -12,15 +12,15 @@ from inbatch_neg.backends import keras_internals
 
 ANY = "any"
 
-# Of the queries; None for a number of rows that is unknown while tracing.
+# The shape of the queries; None if the number of rows is unknown while tracing.
 Shape: TypeAlias = Sequence[int | None]
 
 
 class PartialBatchError(keras_internals.UnchangedMessage, ValueError):
-    """A batch has another number of rows than the training was set up for.
+    """A batch has a different number of rows from the other batches.
 
     Raised by `InBatchNegativeSoftmax`. Batch the data with
-    `inbatch_neg.full_batches`, which leaves out the last, partial batch.
+    `inbatch_neg.full_batches`, which drops the last, partial batch.
     """
 
 
@@ -28,9 +28,9 @@ class BatchSize:
     """The number of rows that every batch must have.
 
     Args:
-        batch_size: `None` (the first batch says it; training and inference
-            are counted apart), `"any"` (no check beyond two rows), or the
-            number of rows, 2 or more.
+        batch_size: The number of rows, 2 or more; `None`, for that of the
+            first batch, separately in training and inference; or `"any"`, for
+            any number of 2 or more.
     """
 
     def __init__(self, batch_size: int | str | None) -> None:
@@ -54,7 +54,7 @@ class BatchSize:
         return self.declared if isinstance(self.declared, int) else None
 
     def check_symbolic(self, layer_name: str, shape: Shape) -> None:
-        """Refuses a symbolic batch whose rows are known and wrong."""
+        """Refuses a symbolic batch with a known, wrong number of rows."""
         rows = shape[0]
         if rows is not None and (rows == 1 or self.rows not in (None, rows)):
             raise PartialBatchError(_other_rows(layer_name, shape, self.rows))
@@ -65,14 +65,15 @@ class BatchSize:
         """Refuses a batch that is not full.
 
         Args:
-            layer_name: Named in the error.
-            shape: Static shape of the queries; the first entry is None where
-                the number of rows is not known while tracing.
+            layer_name: For the error.
+            shape: Static shape of the queries; the first entry is None if
+                the number of rows is unknown while tracing.
             training: Whether this is a training call.
 
         Raises:
-            PartialBatchError: if the rows are unknown and not declared, are
-                not the declared ones, are fewer than the most so far, or 1.
+            PartialBatchError: if the number of rows is 1, differs from the
+                declared one, is smaller than in an earlier batch, or is
+                neither known nor declared.
         """
         rows = shape[0]
         if rows is None:
@@ -80,7 +81,7 @@ class BatchSize:
                 largest = max(self._largest.values(), default=None)
                 message = _unknown_rows(layer_name, shape, largest)
                 if not training:
-                    message += f" Fix of an export: {EXPORT_TOWER}"
+                    message += f" Fix for an export: {EXPORT_TOWER}"
                 raise PartialBatchError(message)
             return
         expected = self.rows
@@ -91,23 +92,23 @@ class BatchSize:
                 self._largest[kind] = expected
         if rows == 1 or (expected is not None and rows != expected):
             message = _other_rows(layer_name, shape, expected)
-            if rows == 1 and not training:  # as PyTorch's export tries
-                message += f" Fix of an export: {EXPORT_TOWER}"
+            if rows == 1 and not training:  # PyTorch's export tries this
+                message += f" Fix for an export: {EXPORT_TOWER}"
             raise PartialBatchError(message)
 
     def error(self, layer_name: str) -> PartialBatchError:
-        """The error of a batch whose rows are only known at run time."""
+        """The error for a batch whose rows are known only at run time."""
         return PartialBatchError(_other_rows(layer_name, None, self.rows))
 
     @property
     def label(self) -> str:
-        """The fix, in letters that the name of an operation may have."""
+        """The fix, in characters that the name of an operation may have."""
         return f"Partial_batch.Fix.inbatch_neg.full_batches.data.{self.rows}"
 
 
 EXPORT_TOWER = (
-    "export the tower, as in `query_tower.export(path)`, which serving needs; "
-    "the negatives are for training alone."
+    "export the tower, as in `query_tower.export(path)`; serving needs no "
+    "more, and negatives are used in training only."
 )
 
 
@@ -123,27 +124,27 @@ def _unknown_rows(layer_name: str, shape: Shape, largest: int | None) -> str:
     """The message for a batch whose rows are unknown while tracing.
 
     Args:
-        layer_name: Of the layer.
-        shape: Of the queries.
-        largest: The most rows of an earlier batch, None for a first one.
+        layer_name: Name of the layer.
+        shape: Shape of the queries.
+        largest: The most rows of any earlier batch, None if there was none.
     """
     example = largest or 64
     before = ""
     if largest:
         before = (
             f" Or the model was traced for {largest} rows before, and the "
-            "batch size has changed. Fix: call `compile` again, with a new "
-            "layer."
+            "batch size has changed. Fix: construct a new layer and call "
+            "`compile` again."
         )
     return (
         f"Partial batch. The number of rows is unknown: `{layer_name}` got "
-        f"queries of shape {_text(shape)}. Either the data is not batched in "
-        f"full, so the last batch is smaller. Fix: {_remedy('batch_size')}. "
-        "Or all batches are full, and a layer, a map, a generator or a "
-        "`PyDataset` on the way lost their size. Fix: construct the layer "
-        "with the number of rows, for example "
-        f"`InBatchNegativeSoftmax(batch_size={example})`.{before} If every "
-        'size is fine: `batch_size="any"`.'
+        f"queries of shape {_text(shape)}. Either the last batch of the data "
+        f"is smaller than the others. Fix: {_remedy('batch_size')}. Or all "
+        "batches are full, but a layer, a map, a generator or a `PyDataset` "
+        "lost their static size. Fix: construct the layer with the number of "
+        "rows, for example "
+        f"`InBatchNegativeSoftmax(batch_size={example})`.{before} If any size "
+        'is fine: `batch_size="any"`.'
     )
 
 
@@ -153,8 +154,8 @@ def _other_rows(
     """The message for a batch with another number of rows.
 
     Args:
-        layer_name: Of the layer.
-        shape: Of the queries; None if it is known at run time alone.
+        layer_name: Name of the layer.
+        shape: Shape of the queries; None if it is known only at run time.
         expected: The number of rows, None for any but 1.
     """
     size: int | str = "batch_size"
@@ -164,8 +165,8 @@ def _other_rows(
         size, wanted = expected, f"{expected} rows"
         if shape is not None and shape[0] != 1:
             changed = (
-                " If you changed the batch size on purpose, construct the "
-                "layer again (`compile` does not reset it)."
+                " If you changed the batch size on purpose, construct a new "
+                "layer (`compile` does not reset it)."
             )
     if shape is None:
         got = f"`{layer_name}` got a batch with another number of rows"
@@ -175,7 +176,7 @@ def _other_rows(
             got += ": a batch of one row has no negatives"
     return (
         f"Partial batch. Fix: {_remedy(size)}. {got}. Expected: {wanted} "
-        f"every time.{changed} If every size is fine, construct the layer "
+        f"in every batch.{changed} If any size is fine, construct the layer "
         'with `batch_size="any"`.'
     )
 

@@ -1,57 +1,55 @@
-"""A tower that takes its rows in chunks."""
+"""A tower that processes its rows in chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import keras
 from keras import tree
 
 from inbatch_neg import arguments
-from inbatch_neg.backends import backend, keras_internals
+from inbatch_neg.backends import Tensor, backend, keras_internals
 from inbatch_neg.backends.tower_call import TowerCall
-
-Tensor: TypeAlias = Any
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
 class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
-    """A tower with the activations of `chunk_size` rows in memory.
+    """Runs a tower with the activations of `chunk_size` rows in memory.
 
     ```
     outputs = concatenate(tower(inputs[0:c]), tower(inputs[c:2c]), ...)
     ```
 
-    Outputs and gradients are those of `tower` on the whole batch. The outputs
-    alone are kept; the backward pass runs the tower again, chunk by chunk.
-    Use it when the activations of a tower, not the scores, limit the batch:
-    `item_vec = ChunkedTower(item_tower, chunk_size=256)(item_features)`. One
-    such layer may be called twice, as for a shared encoder.
+    Outputs and gradients are those of `tower` on the whole batch. Only the
+    outputs are kept; the backward pass runs the tower again, chunk by chunk.
+    Use it when the activations of a tower, not the scores, limit the batch
+    size: `item_vec = ChunkedTower(item_tower, chunk_size=256)(item_features)`.
+    The layer may be called more than once, for example as a shared encoder.
 
-    The tower must treat each row by itself. Its weights are its own, with the
-    same paths, so `tower.save_weights`, `tower.export` and `tower(...)` work
-    as without this layer.
+    The tower must treat each row independently. It keeps its weights and
+    their paths, so `tower.save_weights`, `tower.export` and `tower(...)` work
+    as they do without this layer.
 
-    State goes from chunk to chunk, in order. A random layer draws anew for
-    each chunk, and the same in the second run of a chunk.
-    `BatchNormalization` has the statistics of a chunk, and its moving averages
-    move once a chunk. Random numbers must come from `keras.random` (on
-    PyTorch, `torch` too).
+    State is passed from chunk to chunk, in order. A random layer draws anew
+    for each chunk, and draws the same when the chunk is run again.
+    `BatchNormalization` uses the statistics of a chunk and updates its moving
+    averages once per chunk. Random numbers must come from `keras.random` (or
+    from `torch`, on PyTorch).
 
     Args:
         tower: A Keras layer or model. Its inputs, a tensor or a nest (dict,
             list, tuple), and its outputs have one entry per row.
-        chunk_size: Integer of 1 or more, the rows that are run at a time; on
-            each device, if there are several. The last chunk may be smaller.
-            Defaults to 256.
+        chunk_size: Integer of 1 or more, the number of rows that are run at a
+            time; with several devices, on each of them. The last chunk may be
+            smaller. Defaults to 256.
 
     Raises:
-        TypeError: for a `tower` that is no Keras layer, a `chunk_size` that is
-            no integer, or a `dtype`, which is that of the tower; in the call,
-            for ragged or sparse inputs.
+        TypeError: for a `tower` that is not a Keras layer, a `chunk_size`
+            that is not an integer, or a `dtype`, which belongs to the tower;
+            in the call, for ragged or sparse inputs.
         ValueError: for a `chunk_size` below 1; in the call, for inputs or
-            outputs with another number of rows, for a tower that calls
+            outputs with another number of rows, and for a tower that calls
             `add_loss`, has an `activity_regularizer` or assigns a trainable
             weight.
 
@@ -67,9 +65,9 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
     under memory limited setup" (arXiv 2101.06983); Chen et al. 2016,
     "Training deep nets with sublinear memory cost" (arXiv 1604.06174).
 
-    Differs from: `keras.RematScope`, which runs each layer again on the whole
+    Differs from: `keras.RematScope`, which recomputes each layer on the whole
     batch; `CachedMultipleNegativesRankingLoss` of sentence-transformers, which
-    has the tower inside of the loss and runs on PyTorch alone.
+    has the tower inside the loss and runs on PyTorch only.
     """
 
     def __init__(
@@ -83,8 +81,8 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
             )
         if "dtype" in kwargs:
             raise TypeError(
-                "`dtype` must be given to the tower: this layer computes "
-                f"nothing by itself. Received: dtype={kwargs['dtype']!r}"
+                "`dtype` must be passed to the tower: this layer itself "
+                f"computes nothing. Received: dtype={kwargs['dtype']!r}"
             )
         # The tower casts its inputs and weights by its own policy.
         super().__init__(autocast=False, dtype="float32", **kwargs)
@@ -99,9 +97,9 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
 
         Args:
             inputs: Nest of tensors (B, ...), as the tower takes it.
-            mask: Nest of the masks of `inputs`. Defaults to those that are
-                attached to them.
-            training: As for the tower.
+            mask: Nest of the masks of `inputs`. Defaults to the masks that
+                are attached to them.
+            training: Passed to the tower.
         """
         with backend.restore_model_state():
             self._check_rows(inputs)
@@ -127,7 +125,7 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
                 return None
             return keras.KerasTensor((size, *x.shape[1:]), dtype=x.dtype)
 
-        # Of a known number of rows, so that other rows in the outputs show.
+        # With a known number of rows, to detect outputs with another number.
         outputs = super().compute_output_spec(
             tree.map_structure(chunk, inputs),
             mask=tree.map_structure(chunk, mask),
@@ -139,7 +137,7 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
         )
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
-        """Returns None: the outputs have the masks of the tower already."""
+        """Returns None: the outputs already carry the masks of the tower."""
         return None
 
     def get_config(self) -> dict[str, Any]:
@@ -147,8 +145,8 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
         config = super().get_config()
         del config["dtype"]
         tower = keras.saving.serialize_keras_object(self.tower)
-        # Keras would number a tower of two such layers in the second alone,
-        # and load two towers.
+        # If two such layers share a tower, Keras would only mark it as shared
+        # in the second one, and load two towers.
         tower["shared_object_id"] = id(self.tower)
         config.update(tower=tower, chunk_size=self.chunk_size)
         return config
@@ -157,14 +155,14 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None
     ) -> ChunkedTower:
-        """Returns the layer, with a tower of its own."""
+        """Returns the layer, with a new tower."""
         tower = keras.saving.deserialize_keras_object(
             config["tower"], custom_objects=custom_objects
         )
         return cls(**{**config, "tower": tower})
 
     def _check_rows(self, inputs: Any) -> int | None:
-        """Returns the number of rows, None if unknown."""
+        """Returns the number of rows, None if unknown; refuses bad inputs."""
         known = {}
         for name, x in _named("inputs", inputs):
             received = f"Received: {name} of shape {tuple(x.shape)}"
@@ -175,9 +173,9 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
                 dense = backend.is_dense(x)
             if not dense:
                 raise TypeError(
-                    "`inputs` must be dense tensors, since rows are cut from "
-                    "them. Make ragged or sparse ones dense before, with "
-                    "padding and a mask, or inside of the tower. "
+                    "`inputs` must be dense tensors, which can be split by "
+                    "rows. Make ragged or sparse ones dense before, with "
+                    "padding and a mask, or inside the tower. "
                     f"Received: {name}, which is sparse or ragged"
                 )
             if len(x.shape) == 0:

@@ -1,4 +1,4 @@
-"""Candidates of earlier batches, as further negatives for this one."""
+"""Candidates of earlier batches as extra negatives for the current one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments
+from inbatch_neg import arguments, batch_checks
 from inbatch_neg.backends import Tensor, backend, keras_internals
 from inbatch_neg.layers import replicas
 from inbatch_neg.softmax.batch import Batch
@@ -24,30 +24,31 @@ class CrossBatchMemory(keras.layers.Layer):
     stored   <- the first `capacity` rows of it, in training
     ```
 
-    More negatives than the batch has, at the cost of their scores alone: the
-    stored rows are what the tower gave them when their batch came, and get no
-    gradient. Worth it where a batch cannot be larger, and once the tower
-    changes slowly. Goes between the candidate tower and the softmax:
+    This gives more negatives than the batch has, and costs only their scores:
+    the stored rows are the tower's outputs for earlier batches, and get no
+    gradient. Try it where the batch cannot be larger and the tower changes
+    slowly. It goes between the candidate tower and the softmax:
     `softmax(query, **memory(candidate, candidate_ids=ids))`.
 
-    Give the ids, and the softmax leaves out the stale copies of a row's own
-    item. Without them they stay in, as negatives of their own item.
+    With the ids, the softmax masks stale copies of a row's own item. Without
+    them, these copies count as negatives.
 
-    With several replicas the memory is the same on each and holds the global
-    batches. Each replica appends its own share of it, `capacity` divided by
-    the number of replicas: `InBatchNegativeSoftmax(cross_replica=True)` joins
-    these again, so that every row is stored and counted once.
+    With several replicas, the memory is the same on each and holds the global
+    batches. Each replica appends its own share, `capacity` divided by the
+    number of replicas. `InBatchNegativeSoftmax(cross_replica=True)` joins the
+    shares, so that every row is stored and counted once.
 
     Args:
-        capacity: Integer, the rows to store: at least those of a batch, the
-            global one if there are replicas, and a multiple of their number.
-        warmup_steps: Integer of 0 or more. For that many training steps the
-            stored rows are masked, while the tower still changes fast.
+        capacity: Integer, the number of rows to store: at least the number of
+            rows of a batch (of the global batch, with replicas), and a
+            multiple of the number of replicas.
+        warmup_steps: Integer of 0 or more. The stored rows are masked for
+            that many training steps, while the tower still changes fast.
             Defaults to 0.
 
     Raises:
-        ValueError, TypeError: for an argument outside of the above, and in
-            the call for tensors that do not fit, or that are given in one
+        ValueError, TypeError: for an argument outside of the above; in the
+            call, for wrong tensors, and for tensors that are passed in one
             call and not in another.
 
     Example:
@@ -65,8 +66,8 @@ class CrossBatchMemory(keras.layers.Layer):
     (arXiv 1912.06798); Wang et al. 2021, "Cross-batch negative sampling for
     training two-tower recommenders" (arXiv 2110.15154).
 
-    Differs from: the queue of MoCo, which starts as random vectors and serves
-    these as negatives; here empty slots take no part.
+    Differs from: the queue of MoCo, which starts with random vectors and uses
+    them as negatives. Here empty slots are masked.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class CrossBatchMemory(keras.layers.Layer):
                 name=name,
                 shape=(self.capacity, *rest),
                 dtype=dtype,
-                # Empty slots are masked, but a probability is never 0.
+                # Empty slots are masked, but their logarithm must be finite.
                 initializer="ones" if "probability" in name else "zeros",
                 **options,
             )
@@ -138,21 +139,21 @@ class CrossBatchMemory(keras.layers.Layer):
             candidate: (B, D) floats, B at most `capacity`. B may change.
             candidate_ids: (B,) integers (strings too on TensorFlow), in every
                 call or in none.
-            candidate_sampling_probability: (B,) floats in (0, 1], in every
-                call or in none. The softmax says what becomes of others.
-            training: Whether the batch enters the memory, after having met
-                it. `fit` says so by itself; a subclassed model must take
-                `training` and pass it on. Other calls see the stored rows,
-                so that losses compare, and store nothing.
+            candidate_sampling_probability: (B,) floats, as the softmax takes
+                them, in every call or in none.
+            training: Whether to store the batch, after the stored rows have
+                been returned. `fit` sets it; a subclassed model must take
+                `training` and pass it on. Other calls return the stored rows
+                too, so that losses are comparable, but store nothing.
 
         Returns:
-            A dict of arguments of `InBatchNegativeSoftmax`, with the C = B +
-            capacity rows of the batch, then of the memory, newest batch
-            first; with R replicas, of capacity / R rows of the memory.
+            A dict of arguments of `InBatchNegativeSoftmax`, with the rows of
+            the batch first, then those of the memory, newest batch first:
+            C = B + capacity, or B + capacity / R with R replicas.
             `candidate`: (C, D), in the layer's variable dtype.
-            `candidate_ids` and `candidate_sampling_probability`: (C,), where
-            given; ids as the widest integers there are, strings as their
-            hashes. `candidate_mask`: (C,) bools, False where a slot is empty,
+            `candidate_ids` and `candidate_sampling_probability`: (C,), if
+            passed; ids as the widest integers of the backend, strings as
+            their hashes. `candidate_mask`: (C,) bools, False for empty slots,
             and for all slots during the warm-up.
         """
         batch = Batch(
@@ -165,7 +166,7 @@ class CrossBatchMemory(keras.layers.Layer):
                 if not backend.symbolic_call_sees_means():
                     self._check(batch)
                 return self._zeros_of_output_shapes(batch)
-            batch = arguments.to_tensors(batch)
+            batch = batch_checks.to_tensors(batch)
             if training:
                 batch = replicas.check_same_shapes(batch)
             self._check(batch)
@@ -209,32 +210,30 @@ class CrossBatchMemory(keras.layers.Layer):
         filled = self._filled + rows
         capacity = constant(self.capacity, "int32")
         self._filled.assign(ops.minimum(filled, capacity))
-        # Stays where it is after the warm-up, and cannot overflow.
+        # Does not grow after the warm-up, so it cannot overflow.
         steps = ops.convert_to_tensor(self._steps) + 1
         warmup_steps = constant(self.warmup_steps, "int32")
         self._steps.assign(ops.minimum(steps, warmup_steps))
 
     def _check(self, batch: Batch) -> None:
-        arguments.vectors(batch.candidate, batch.candidate)
-        arguments.check_candidate_fields(
-            batch, batch.candidate.shape[0], backend
-        )
+        batch_checks.vectors(batch.candidate, batch.candidate)
+        batch_checks.check_candidate_fields(batch, batch.candidate.shape[0])
         for name in ("candidate_ids", "candidate_sampling_probability"):
             value = getattr(batch, name)
             if (value is None) == (name in self._stored):
                 first, now = ("with", "without")[:: 1 if value is None else -1]
                 raise ValueError(
-                    f"`{name}` must be given in every call or in none: the "
+                    f"`{name}` must be passed in every call or in none: the "
                     f"memory of `{self.name}` was built {first} it. Received: "
                     f"a call {now} it"
                 )
 
     def _fitting(self, candidate: Tensor) -> Tensor:
-        """Returns the candidates, refused if the memory cannot hold them."""
+        """Returns the candidates; refuses more than the memory can hold."""
         rule = (
-            "`capacity` must be at least the number of rows of a batch, the "
-            "global one if there are replicas, or its own rows would not fit. "
-            f"Make it a multiple of them. Received: capacity={self.capacity}"
+            "`capacity` must be at least the number of rows of a batch (with "
+            "replicas, of the global one), so that a batch can be stored. Make "
+            f"it a multiple of that number. Received: capacity={self.capacity}"
         )
         share = self._share()
         rows = candidate.shape[0]
@@ -251,13 +250,13 @@ class CrossBatchMemory(keras.layers.Layer):
         if self.capacity % count:
             raise ValueError(
                 "`capacity` must be a multiple of the number of replicas, "
-                "each of which serves its part of the memory. "
+                "each of which appends its share of the memory. "
                 f"Received: capacity={self.capacity}, replicas: {count}"
             )
         return self.capacity // count
 
     def _zeros_of_output_shapes(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns zeros, while only the outputs' shapes are asked for."""
+        """Returns zeros, while Keras only needs the shapes of the outputs."""
         rows = batch.candidates + self._share()
         return {
             name: ops.zeros((rows, *rest), dtype)
@@ -289,7 +288,7 @@ class CrossBatchMemory(keras.layers.Layer):
         )
         rows = candidate.shape[0]
         if rows is not None:
-            with keras.SymbolicScope():  # in which a strategy's replicas count
+            with keras.SymbolicScope():  # so that a strategy's replicas count
                 self._fitting(candidate)
                 rows += self._share()
         return {

@@ -1,9 +1,10 @@
-"""Ids to buckets: the same ones on every backend, in 32-bit arithmetic.
+"""Hashes ids to buckets, the same on every backend, in 32-bit arithmetic.
 
-JAX has no 64-bit integers, `keras.ops` of the oldest version supported no
-bitwise ones, and saved buckets must stay those of the same ids for ever. What
-all have is int32 addition, multiplication and division, modulo 2^32: by
-Python's operators, since some functions of `keras.ops` make floats of int32.
+JAX has no 64-bit integers by default, and the oldest supported `keras.ops` has
+no bitwise operations. An id must keep its bucket for ever, since buckets are
+saved. So the hashes use int32 addition, multiplication and division modulo
+2^32, which all backends have, and Python's operators, since some functions of
+`keras.ops` turn int32 into floats.
 """
 
 import keras
@@ -18,8 +19,8 @@ _HALF = 2**16  # values of half a word
 def buckets(ids: Tensor, num_buckets: int, num_hashes: int) -> Tensor:
     """Returns (num_hashes, n) int32 numbers below `num_buckets`.
 
-    Equal ids have equal buckets; the hashes are independent of each other. A
-    64-bit id counts in full, and an id that fits into 32 bits has the same
+    Equal ids have equal buckets; the hashes are independent of each other.
+    All 64 bits of an id count. An id that fits into 32 bits has the same
     buckets in every integer dtype and on every backend.
 
     Args:
@@ -50,11 +51,11 @@ def _words(ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mix(words: Tensor, constants: Tensor) -> Tensor:
-    """Returns a permutation of all words that spreads every bit.
+    """Returns the words after a permutation that spreads every bit.
 
     x (2x + c) with an odd c is a permutation modulo 2^32 (Rivest et al. 1998,
     "The RC6 block cipher") in which the high bits depend on all lower ones.
-    Swapping the halves brings these bits down for the next round.
+    Swapping the halves moves these bits down for the next round.
     """
     words = words * (words + words + constants)
     high = words // _HALF % _HALF
@@ -62,8 +63,8 @@ def _mix(words: Tensor, constants: Tensor) -> Tensor:
 
 
 def _constants(num_hashes: int) -> Tensor:
-    """Returns (6, num_hashes, 1) odd int32 constants, frozen for ever."""
-    # NumPy promises never to change what RandomState draws.
+    """Returns (6, num_hashes, 1) odd int32 constants, which never change."""
+    # NumPy guarantees that the stream of RandomState stays the same.
     drawn = [
         np.random.RandomState(k).randint(2**32, size=6, dtype=np.uint32)
         for k in range(num_hashes)

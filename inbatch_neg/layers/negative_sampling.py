@@ -1,19 +1,21 @@
-"""Which of the other candidates are a row's negatives."""
+"""Which of the other candidates a row uses as negatives."""
+
+import keras
+from keras import ops
 
 from inbatch_neg import arguments
-from inbatch_neg.backends import Tensor
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor
 from inbatch_neg.softmax import logits
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.rotation import draw_shifts
-from inbatch_neg.softmax.scoring import make_scoring
+from inbatch_neg.softmax.scoring import cross_entropy_with_first, make_scoring
 
 
 class NegativeSampling:
     """The choice of negatives, from the arguments of the softmax layer.
 
     Args:
-        num_negatives: How many negatives a row keeps, None for all.
+        num_negatives: How many negatives a row uses, None for all.
         sampling: `"rotation"` or `"hardest"`.
     """
 
@@ -28,19 +30,41 @@ class NegativeSampling:
         )
         if sampling == "hardest" and num_negatives is None:
             raise ValueError(
-                '`sampling="hardest"` needs `num_negatives`, how many of the '
-                "highest-scoring negatives take part. Received: "
+                '`sampling="hardest"` needs `num_negatives`, the number of '
+                "highest-scoring negatives to use. Received: "
                 "num_negatives=None"
             )
 
     @property
     def is_random(self) -> bool:
-        """Whether the negatives are drawn."""
+        """Whether the negatives are drawn at random."""
         return self.num_negatives is not None and self.sampling == "rotation"
 
-    def check_rows(self, rows: Size) -> None:
-        """Refuses a batch with too few candidates to choose from."""
-        if self.num_negatives is None or not isinstance(rows, int):
+    def draw(self, seed: keras.random.SeedGenerator) -> Tensor:
+        """Returns (N,) random numbers in [0, 1), which choose the shifts."""
+        # Not in Keras' `floatx`: half precision has too few values to reach
+        # every shift of a large batch.
+        return keras.random.uniform(
+            (self.num_negatives,), dtype="float32", seed=seed
+        )
+
+    def check_batch(self, batch: Batch, symmetric: bool, replicas: int) -> None:
+        """Refuses a batch with too few candidates to choose from.
+
+        Args:
+            batch: Symbolic tensors or values.
+            symmetric: Whether negatives are chosen in both directions.
+            replicas: How many replicas' candidates a row is scored against.
+        """
+        # Only the hardest negatives can be extra candidates, and only in the
+        # direction from queries to candidates.
+        among_extra = self.sampling == "hardest" and not symmetric
+        rows = (batch.candidate if among_extra else batch.query).shape[0]
+        self.check_rows(rows * replicas if isinstance(rows, int) else None)
+
+    def check_rows(self, rows: int | None) -> None:
+        """Refuses so few candidates that N negatives cannot be chosen."""
+        if self.num_negatives is None or rows is None:
             return
         if 1 < rows <= self.num_negatives:
             raise ValueError(
@@ -50,7 +74,7 @@ class NegativeSampling:
             )
 
     def columns(self, rows: Size, candidates: Size, replicas: int) -> Size:
-        """Returns the columns of the logits, None if a size is unknown."""
+        """Returns the number of logits per row, None if it is unknown."""
         count = self.num_negatives
         if count is not None and self.sampling == "hardest":
             return 1 + count
@@ -75,7 +99,7 @@ class NegativeSampling:
             batch: The checked batch.
             in_batch: How many candidates are in-batch ones: one per row, and
                 with `cross_replica=True` one per row of the global batch.
-            uniform: (N,) random numbers in [0, 1), if `is_random`.
+            uniform: From `draw`, if `is_random`.
             temperature: Divides the scores.
         """
         scoring = make_scoring(batch)
@@ -90,3 +114,21 @@ class NegativeSampling:
         return logits.rotation_logits(
             query, candidate, scoring, shifts, in_batch
         )
+
+    def losses(
+        self,
+        batch: Batch,
+        in_batch: Size,
+        uniform: Tensor,
+        temperature: float | Tensor,
+    ) -> Tensor:
+        """Returns the (B,) weighted losses among the chosen negatives.
+
+        The arguments are those of `logits`.
+        """
+        losses = cross_entropy_with_first(
+            self.logits(batch, in_batch, uniform, temperature)
+        )
+        if batch.sample_weight is None:
+            return losses
+        return losses * ops.cast(batch.sample_weight, losses.dtype)

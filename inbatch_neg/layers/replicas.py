@@ -1,9 +1,9 @@
-"""Negatives from every replica: what a replica needs from the others.
+"""Negatives from every replica: gathers what a replica needs.
 
-The order of the gathered rows is cyclic: a replica's own rows first, then
-those of the replica after it. So row i's positive is still candidate i,
-candidate (i + j) mod G is the one j places further in the global batch of G
-rows, and the maths needs to know nothing of replicas.
+The gathered rows are in cyclic order: a replica's own rows first, then those
+of the next replica. So the positive of row i is still candidate i, candidate
+(i + j) mod G is j places further in the global batch of G rows, and the maths
+does not depend on replicas.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from inbatch_neg.backends import Collectives, Sharding, Tensor, backend
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Collectives, Sharding, Size, Tensor, backend
 from inbatch_neg.layers.batch_size import PartialBatchError
 from inbatch_neg.softmax.batch import CANDIDATE_FIELDS, Batch
 
@@ -23,11 +22,11 @@ Maths = Callable[[Batch, Size, Tensor], Tensor]
 def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns the rows of the global batch, in its order, without gradient.
 
-    Equal on every replica, so that what is computed from them stays equal.
+    They are equal on every replica, and so is everything computed from them.
 
     Args:
         tensors: Tensors with one entry per row of this replica, which
-            `check_same_shapes` let pass.
+            `check_same_shapes` has accepted.
     """
     collectives = backend.collectives()
     if collectives is None:
@@ -39,12 +38,12 @@ def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """Returns this replica's part of a tensor that is equal on all of them.
+    """Returns this replica's share of a tensor that is equal on all of them.
 
-    What each replica adds to its candidates, `run` gathers again to the whole.
+    Each replica appends its share to its candidates; `run` gathers all shares.
 
     Args:
-        tensor: Its first dimension is static, a multiple of the number of
+        tensor: Its first dimension is static and a multiple of the number of
             replicas.
     """
     collectives = backend.collectives()
@@ -58,7 +57,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def check_same_shapes(batch: Batch) -> Batch:
-    """Returns the batch, refused on every replica if one's differs.
+    """Returns the batch; raises on every replica if the shapes differ.
 
     Compare shapes before checking them: if one replica raised alone, the rest
     would block in the next collective.
@@ -84,7 +83,7 @@ def run(maths: Maths, batch: Batch, uniform: Tensor = None) -> Tensor:
             replica's and so on, then the extra candidates, those of the first
             replica first. Returns a tensor with one entry per row.
         batch: The checked batch.
-        uniform: Tensor that the first replica decides on for all, or None.
+        uniform: Random tensor, or None. All replicas use the first one's.
     """
     rows = ops.shape(batch.query)[0]
     sharding = backend.sharding(rows)
@@ -103,17 +102,17 @@ def run(maths: Maths, batch: Batch, uniform: Tensor = None) -> Tensor:
 def _run_sharded(
     maths: Maths, batch: Batch, uniform: Tensor, sharding: Sharding
 ) -> Tensor:
-    """As `run`, where tensors are global and their rows are on devices."""
+    """Like `run`, for global tensors whose rows are sharded over devices."""
     rows = batch.query.shape[0]
     if rows % sharding.count:
         raise PartialBatchError(
             _unequal(f"{rows} rows over {sharding.count} devices")
         )
-    given = {k: v for k, v in batch._asdict().items() if v is not None}
-    by_row = {name: value[:rows] for name, value in given.items()}
+    fields = {k: v for k, v in batch._asdict().items() if v is not None}
+    by_row = {name: value[:rows] for name, value in fields.items()}
     extra = {
         name: value[rows:]
-        for name, value in given.items()
+        for name, value in fields.items()
         if name in CANDIDATE_FIELDS and value.shape[0] > rows
     }
     replicated = {"extra": extra}
@@ -123,14 +122,14 @@ def _run_sharded(
     def on_device(
         by_row: dict, replicated: dict, collectives: Collectives
     ) -> Tensor:
-        every = _with_all_candidates(Batch(**by_row), collectives)
-        every = every._replace(
+        gathered = _with_all_candidates(Batch(**by_row), collectives)
+        gathered = gathered._replace(
             **{
-                name: ops.concatenate([getattr(every, name), value])
+                name: ops.concatenate([getattr(gathered, name), value])
                 for name, value in replicated["extra"].items()
             }
         )
-        return maths(every, rows, replicated.get("uniform"))
+        return maths(gathered, rows, replicated.get("uniform"))
 
     return sharding.map(on_device, by_row, replicated)
 
@@ -147,17 +146,17 @@ def _with_all_candidates(batch: Batch, collectives: Collectives) -> Batch:
 
 
 def _own_first(tensor: Tensor, rows: Size, collectives: Collectives) -> Tensor:
-    """Returns the rows of all replicas, own ones first, then the extras."""
+    """Returns the rows of all replicas, own ones first, extra ones last."""
     own, rest = ops.shape(tensor)[0], tuple(tensor.shape[1:])
     was_bool = keras.backend.standardize_dtype(tensor.dtype) == "bool"
-    if was_bool:  # which some collectives do not send
+    if was_bool:  # some collectives do not send bools
         tensor = ops.cast(tensor, "int32")
-    every = collectives.all_gather(tensor)
-    every = ops.reshape(every, (collectives.count, own, *rest))
-    result = ops.roll(every[:, :rows], -collectives.index, axis=0)
+    gathered = collectives.all_gather(tensor)
+    gathered = ops.reshape(gathered, (collectives.count, own, *rest))
+    result = ops.roll(gathered[:, :rows], -collectives.index, axis=0)
     result = ops.reshape(result, (-1, *rest))
     if not _same(own, rows):
-        extra = ops.reshape(every[:, rows:], (-1, *rest))
+        extra = ops.reshape(gathered[:, rows:], (-1, *rest))
         result = ops.concatenate([result, extra])
     return ops.cast(result, "bool") if was_bool else result
 
@@ -168,10 +167,9 @@ def _same(one: Size, other: Size) -> bool:
 
 def _unequal(received: str) -> str:
     return (
-        "Every replica must bring the same number of rows, candidates and "
-        "dimensions, the same optional arguments and dtypes, to a global "
-        "batch. "
-        "Fix: batch with `inbatch_neg.full_batches`, with a global batch size "
-        "that the number of replicas divides. "
+        "All replicas must have the same number of rows, candidates and "
+        "dimensions, and the same optional arguments and dtypes. Fix: batch "
+        "with `inbatch_neg.full_batches`, with a global batch size that is a "
+        "multiple of the number of replicas. "
         f"Received: {received}"
     )

@@ -1,4 +1,4 @@
-"""How often an id comes, estimated from the stream of batches itself."""
+"""How often an id occurs, estimated from the stream of batches itself."""
 
 import math
 from typing import Any
@@ -6,19 +6,18 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments
-from inbatch_neg.backends import Tensor, backend, keras_internals
-from inbatch_neg.backends.base import Size
+from inbatch_neg import arguments, batch_checks
+from inbatch_neg.backends import Size, Tensor, backend, keras_internals
 from inbatch_neg.layers import hashing, replicas
 from inbatch_neg.softmax.batch import Batch
 
-# Keeps log1p finite for a rate of 1; what is kept of the past rounds to 0.
+# Keeps log1p finite for a learning rate of 1; the weight of the past is then 0.
 _BELOW_ONE = 1.0 - 1e-16
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
 class StreamingSamplingProbability(keras.layers.Layer):
-    """Estimates how likely each id of a batch is in a row of the stream.
+    """Estimates the probability that a row of the stream holds an id.
 
     ```
     interval[b] <- (1 - w) interval[b] + w (clock - last[b]) / n
@@ -26,35 +25,36 @@ class StreamingSamplingProbability(keras.layers.Layer):
     probability  = 1 / interval[b],    b = hash(id),  w = 1 - (1 - a)^n
     ```
 
-    where `clock` counts the rows so far, n is how often bucket b comes in
-    this batch and a is the learning rate. Gives `InBatchNegativeSoftmax` its
-    `candidate_sampling_probability` without a vocabulary or a pass over the
-    data, and follows the stream when it changes. Learns in training calls
-    alone; `evaluate` and `predict` leave the estimates as they are. With
-    several replicas each learns from the rows of all of them.
+    where `clock` counts the rows so far, n is how often bucket b occurs in
+    this batch, and a is the learning rate. The layer provides the
+    `candidate_sampling_probability` of `InBatchNegativeSoftmax` without a
+    vocabulary or a pass over the data, and follows the stream when it
+    changes. It learns in training calls only; `evaluate` and `predict` do not
+    change the estimates. With several replicas, each learns from the rows of
+    all of them.
 
-    Yi et al. count time in batches, so that their estimate, once in how many
-    batches an id comes, saturates at 1 for an id of every batch. Here time is
-    counted in rows, and the n occurrences of a batch share the rows since the
-    last batch with the id. The estimate is then a probability per row, also
-    above 1 / B, and does not depend on the batch size. Until an id has come
-    about 1 / a times, w is raised to give all its occurrences the same weight:
-    the estimate starts as an exact count, not at a guess.
+    Yi et al. count time in batches: an id that occurs in every batch has the
+    probability 1, however often it occurs in each. Here time is counted in
+    rows, and the n occurrences in a batch share the rows since the last batch
+    with the id. So the estimate is a probability per row, can be above 1 / B,
+    and does not depend on the batch size. Until an id has occurred about
+    1 / a times, w is larger and gives all its occurrences the same weight: the
+    estimate starts as an exact count, not as a guess.
 
     Args:
         num_buckets: Integer of 1 or more. Ids that share a bucket count as
-            one. About as many as there are ids, or more.
-        learning_rate: Number in (0, 1], the weight of one occurrence.
-            Smaller is more precise, larger follows changes faster: the
-            relative error of a frequent id settles at the root of half of it.
-            Defaults to 0.01, an error of 7 %.
-        num_hashes: Integer of 1 or more, the hashes that each have their own
-            buckets. The longest of their intervals counts, that of the bucket
-            with the fewest other ids. Defaults to 1.
+            one. Use at least as many buckets as there are ids.
+        learning_rate: Number in (0, 1], the weight of one occurrence. A
+            smaller one is more precise, a larger one follows changes faster:
+            the relative error of a frequent id settles at the square root of
+            half the learning rate. Defaults to 0.01, an error of 7 %.
+        num_hashes: Integer of 1 or more, the number of hashes, each with its
+            own buckets. The longest of their intervals counts, since its
+            bucket holds the fewest other ids. Defaults to 1.
 
     Raises:
-        ValueError, TypeError: for an argument outside of the above, and in
-            the call for ids that are not a tensor (B,) of integers.
+        ValueError, TypeError: for an argument outside of the above; in the
+            call, for ids that are not a tensor (B,) of integers.
 
     Example:
     >>> import numpy as np
@@ -70,8 +70,8 @@ class StreamingSamplingProbability(keras.layers.Layer):
     large corpus item recommendations" (RecSys, doi 10.1145/3298689.3346996),
     Algorithm 2 and Section 3.2.
 
-    Differs from: `tfrs.tasks.Retrieval` and the `keras_rs` layers take the
-    probabilities as an input and leave it to the user to find them.
+    Differs from: `tfrs.tasks.Retrieval` and the `keras_rs` layers, which take
+    the probabilities as an input and do not estimate them.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the buckets, all of them empty."""
-        # Every replica learns from the global batch, so all have the same.
+        # Every replica learns from the global batch, so all are equal.
         options = {
             "initializer": "zeros",
             "trainable": False,
@@ -123,7 +123,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
         self._interval = self.add_weight(
             name="interval", shape=size, dtype="float32", **options
         )
-        # The sum of the weights of all occurrences: 0 never seen, to 1.
+        # The sum of the weights of all occurrences: from 0, never seen, to 1.
         self._weight = self.add_weight(
             name="weight", shape=size, dtype="float32", **options
         )
@@ -132,19 +132,19 @@ class StreamingSamplingProbability(keras.layers.Layer):
     def call(
         self, candidate_ids: Tensor, training: bool | None = None
     ) -> Tensor:
-        """Returns the probabilities of a batch of ids, learning from it.
+        """Returns the probabilities of a batch of ids, and may learn from it.
 
         Args:
             candidate_ids: (B,) integers (strings too on TensorFlow). On JAX
                 64-bit ids are cut to 32 bits before the layer sees them.
-            training: Whether to learn from the ids, before estimating.
-                `fit` says so by itself; a subclassed model must take
-                `training` and pass it on.
+            training: Whether to learn from the ids before estimating. `fit`
+                sets it; a subclassed model must take `training` and pass it
+                on.
 
         Returns:
-            (B,) float32 probabilities in (0, 1], without gradient. An id
-            that no bucket has seen counts as seen once, in the next row: 1 /
-            (rows so far + 1), so 1 for all ids before any training.
+            (B,) float32 probabilities in (0, 1], without gradient. An id that
+            was never seen gets 1 / (rows so far + 1), as if it came once, in
+            the next row. So before any training all ids get 1.
         """
         with backend.restore_model_state():
             self._check(candidate_ids)
@@ -154,28 +154,24 @@ class StreamingSamplingProbability(keras.layers.Layer):
             if training:
                 same = replicas.check_same_shapes(Batch(candidate_ids=ids))
                 ids = same.candidate_ids
-            arguments.ids("candidate_ids", ids, None, "candidate", backend)
+            batch_checks.ids("candidate_ids", ids, None, "candidate")
             return self._estimate(ids, training)
 
     def _check(self, candidate_ids: Tensor) -> None:
-        """Refuses what is missing, and symbolic ids that do not fit."""
+        """Refuses missing ids, and wrong symbolic ones."""
         if candidate_ids is None:
             raise ValueError(
-                "`candidate_ids` must be given: there is nothing else to "
+                "`candidate_ids` must be passed: there is nothing else to "
                 "count. Received: candidate_ids=None"
             )
         if keras_internals.in_symbolic_call():
             if not backend.symbolic_call_sees_means():
-                arguments.ids(
-                    "candidate_ids",
-                    candidate_ids,
-                    None,
-                    "candidate",
-                    backend,
+                batch_checks.ids(
+                    "candidate_ids", candidate_ids, None, "candidate"
                 )
 
     def _estimate(self, ids: Tensor, training: bool | None) -> Tensor:
-        """Returns the probabilities of checked ids, learning from them."""
+        """Returns the probabilities of checked ids, and may learn from them."""
         places = hashing.buckets(ids, self.num_buckets, self.num_hashes)
         if self.num_hashes > 1:
             first = ops.arange(self.num_hashes, dtype="int32")
@@ -187,7 +183,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
         seen = ops.take(self._weight, places) > 0.0
         rows = _rows(self._clock)
         interval = ops.where(seen, ops.take(self._interval, places), rows + 1.0)
-        # An id that shares its bucket comes too often there, never too rarely.
+        # Ids that share a bucket make an interval too short, never too long.
         interval = ops.max(interval, axis=0)
         return 1.0 / ops.maximum(interval, 1.0)
 
@@ -202,19 +198,19 @@ class StreamingSamplingProbability(keras.layers.Layer):
         count = ops.take(counts, places)
         gap = _rows(self._clock - ops.take(self._last, places)) / count
         # 1 - (1 - a)^n, the weight of n occurrences in an average in which
-        # each has the weight a. So the mean of the intervals has no bias from
-        # repeats: a long gap that ends in one row and a short one that ends
-        # in many count by their rows.
+        # each has the weight a. So repeats do not bias the mean interval: a
+        # long gap before one row and a short gap before many rows have the
+        # weight of their rows.
         keep = math.log1p(-min(self.learning_rate, _BELOW_ONE))
         weight = -ops.expm1(count * keep)
         before = ops.take(self._weight, places)
         after = before + weight * (1.0 - before)
         interval = ops.take(self._interval, places)
-        # Divided by the weights so far, as Adam does: the first interval of
-        # a bucket, which began with the stream, replaces the initial 0.
+        # Divided by the weights so far, as in Adam: the first interval of a
+        # bucket, which starts with the stream, replaces the initial 0.
         interval = interval + weight / after * (gap - interval)
-        # A bucket that comes several times gets the same values every time,
-        # so that it does not matter which of them is written last.
+        # A bucket that occurs several times gets the same values each time,
+        # so it does not matter which of them is written last.
         where = places[:, None]
         time = ops.broadcast_to(self._clock, ops.shape(places))
         for variable, values in (
@@ -228,9 +224,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
         self, candidate_ids: Tensor, training: bool | None = None
     ) -> keras.KerasTensor:
         """Returns the symbolic output."""
-        arguments.ids(
-            "candidate_ids", candidate_ids, None, "candidate", backend
-        )
+        batch_checks.ids("candidate_ids", candidate_ids, None, "candidate")
         return keras.KerasTensor((candidate_ids.shape[0],), dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
@@ -246,9 +240,9 @@ class StreamingSamplingProbability(keras.layers.Layer):
 def _rows(times: Tensor) -> Tensor:
     """Returns the clock, or differences of it, as float32 numbers of rows.
 
-    On JAX, without 64-bit integers, the clock wraps after 2^31 rows and is
-    negative up to 2^32: then this reads it as unsigned. Only an interval of
-    more than 2^32 rows is mistaken for a shorter one there.
+    On JAX without 64-bit integers, the clock wraps after 2^31 rows and is
+    negative up to 2^32. It is read as unsigned here, so only an interval of
+    more than 2^32 rows is taken for a shorter one.
     """
     rows = ops.cast(times, "float32")
     return ops.where(rows < 0.0, rows + 2.0**32, rows)

@@ -18,13 +18,13 @@ _MAX_LOG_SCALE = math.log(100.0)
 
 
 class Temperature:
-    """What divides the scores.
+    """The number that divides the scores.
 
     Args:
-        layer: The layer, which tracks the variable and saves it.
+        layer: The layer, which tracks and saves the learned weight.
         value: A number above 0; a scalar `keras.Variable`; or `"learned"`, a
             weight that is stored as the logarithm of its inverse.
-        dtype: Of the learned weight.
+        dtype: Dtype of the learned weight.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Temperature:
                 dtype=dtype,
                 initializer=keras.initializers.Constant(_INITIAL_LOG_SCALE),
                 constraint=_MaxLogScale(),
-                autocast=False,  # also where no model is around the layer
+                autocast=False,  # also outside of a model
             )
         elif isinstance(value, keras.Variable):
             self.variable = _checked(value)
@@ -53,8 +53,8 @@ class Temperature:
     def __call__(self) -> float | Tensor:
         """Returns a float, or a scalar tensor that can change.
 
-        A learned one is 0.01 or above, straight through: a weight beyond the
-        limit still has a gradient, and can come back.
+        A learned temperature is 0.01 or above. The limit is straight-through:
+        a weight beyond it still has a gradient, and can return.
         """
         if self._number is not None:
             return self._number
@@ -65,12 +65,12 @@ class Temperature:
         return ops.exp(ops.stop_gradient(beyond) - log_scale)
 
     def set(self, value: float) -> None:
-        """Sets the variable, for the next step on."""
+        """Sets the variable, from the next step on."""
         value = _number(value)
         if self.variable is None:
             raise ValueError(
                 "`temperature` cannot be set, since a compiled step would "
-                "not see it. Fix: construct the layer with "
+                "ignore it. Fix: construct the layer with "
                 "`temperature=keras.Variable(0.2, trainable=False)`, then set "
                 f"it between steps. Received: temperature={value!r}"
             )
@@ -84,13 +84,13 @@ class Temperature:
         self.variable.assign(value)
 
     def get_config(self) -> float | str | dict[str, Any]:
-        """Returns what `from_config` makes the argument from again."""
+        """Returns a form of the argument that `from_config` reads."""
         if self._number is not None:
             return self._number
         if self.variable is None:
             return LEARNED
         return {
-            # The file of weights has the value, too, and that one counts.
+            # The weights file holds the value too, and takes precedence.
             "initializer": float(ops.convert_to_numpy(self.variable)),
             "trainable": self.variable.trainable,
             "dtype": self.variable.dtype,
@@ -99,12 +99,12 @@ class Temperature:
 
 
 def from_config(config: Any) -> Any:
-    """Returns the argument `temperature` from what `get_config` returned."""
+    """Returns the argument `temperature` from a config."""
     return keras.Variable(**config) if isinstance(config, dict) else config
 
 
 def _checked(variable: keras.Variable) -> keras.Variable:
-    """Returns the variable, refused if it is no temperature."""
+    """Returns the variable; refuses one that is not a temperature."""
     dtype = keras.backend.standardize_dtype(variable.dtype)
     if tuple(variable.shape) != () or "float" not in dtype:
         raise ValueError(
@@ -120,8 +120,8 @@ def _number(value: Any) -> float:
         return arguments.positive_number("temperature", value)
     except TypeError as error:
         raise TypeError(
-            f'{error}. Fix: `temperature="learned"` for a weight that trains, '
-            "or a `keras.Variable` for one that you set."
+            f'{error}. Fix: pass `temperature="learned"` for a weight that '
+            "trains, or a `keras.Variable` for one that you set."
         ) from None
 
 

@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor
 from inbatch_neg.softmax import vectors
 
-# These have one entry per candidate, the others one per row.
+# These have one entry per candidate; the other fields have one per row.
 CANDIDATE_FIELDS = (
     "candidate",
     "candidate_ids",
@@ -18,18 +17,18 @@ CANDIDATE_FIELDS = (
 
 
 class Batch(NamedTuple):
-    """A batch of B rows and C candidates; None stands for what is not given.
+    """A batch of B rows and C candidates; None stands for a missing tensor.
 
     Attributes:
-        query: (B, D) floats, or (B, P, D), P vectors a row.
+        query: (B, D) floats, or (B, P, D), P vectors per row.
         candidate: (C, D) floats, row i the positive of query i.
         candidate_ids: (C,) integers or strings.
-        query_ids: (B,) integers or strings. Or more than B, where the
-            candidates after the first B are positives of rows elsewhere.
+        query_ids: (B,) integers or strings. More than B with replicas, where
+            the candidates after the first B are positives of other replicas.
         candidate_sampling_probability: (C,) floats.
         candidate_mask: (C,) bools.
         sample_weight: (B,) numbers.
-        query_mask: (B, P) bools, False where a vector is left out.
+        query_mask: (B, P) bools, False where a vector is ignored.
     """
 
     query: Tensor = None
@@ -59,7 +58,7 @@ class Batch(NamedTuple):
         )
 
     def fill_queries(self) -> "Batch":
-        """Returns the batch without a `query_mask`; P = 1 as (B, D)."""
+        """Returns the batch with `query_mask` applied; P = 1 as (B, D)."""
         query = self.query
         if self.query_mask is not None:
             query = vectors.fill(query, self.query_mask)
@@ -70,11 +69,11 @@ class Batch(NamedTuple):
     def reverse(self) -> "Batch":
         """Returns the batch of the candidate-to-query direction.
 
-        Row i's positive is query i, and the other queries are its negatives:
-        not those of the same id, nor those whose own positive is the same
-        candidate. Sampling probabilities and the mask are of candidates as
-        negatives, so they are left out, as are the extra candidates. Where a
-        query has several vectors, the best one scores here too.
+        The positive of row i is query i, and the other queries are its
+        negatives, except those with the same id and those whose positive is
+        the same candidate. Sampling probabilities, the mask and the extra
+        candidates do not apply in this direction. If a query has several
+        vectors, the best one counts here too.
         """
         rows = self.rows
         candidate_ids = self.candidate_ids

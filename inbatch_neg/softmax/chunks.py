@@ -1,4 +1,4 @@
-"""The score matrix in chunks of rows, so that it is never kept whole."""
+"""The score matrix in chunks of rows, so that it is never kept as a whole."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,8 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor, backend
 from inbatch_neg.softmax import vectors
 from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
 
@@ -15,17 +14,16 @@ from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
 class RowChunks:
     """B rows, cut into chunks of R.
 
-    The last chunk ends with the last row, so where R does not divide B it
-    begins among rows of the chunk before: see `is_new`.
+    The last chunk ends with the last row, so if R does not divide B, it
+    repeats rows of the previous chunk: see `without_repeats`.
 
     Args:
         rows: B, an int, or a scalar tensor if it is unknown.
-        most: The most rows of a chunk, an int.
+        most: The largest number of rows in a chunk, an int.
 
     Attributes:
         size: R, an int, or a scalar tensor if B is unknown.
         count: Number of chunks, likewise.
-        may_overlap: Whether rows may be in two chunks.
     """
 
     def __init__(self, rows: Size, most: int) -> None:
@@ -33,36 +31,37 @@ class RowChunks:
         self.size = _minimum(rows, most)
         self.count = -(-rows // self.size)
         known = isinstance(rows, int)
-        self.may_overlap = not known or rows % self.size != 0
+        self._may_overlap = not known or rows % self.size != 0
         self._is_whole = known and self.size == rows
 
     def start(self, index: Size) -> Size:
         """Returns the first row of a chunk."""
         return _minimum(index * self.size, self._rows - self.size)
 
-    def start_after(self, index: Size, found: Any) -> Size:
-        """Returns the first row of a chunk, once the one before is done.
+    def start_after(self, index: Size, results: Any) -> Size:
+        """Returns the first row of a chunk, after the previous one is done.
 
-        So the tables of one chunk are in memory at a time. Nothing else makes
-        a graph wait: what a chunk adds to hardly depends on the one before.
+        So only one chunk's tables are in memory at a time. Without it, a graph
+        would start several chunks at once, since they hardly depend on each
+        other.
 
         Args:
             index: Number of the chunk.
-            found: Tensors, in any structure, of which the chunk before has
-                computed the last one last.
+            results: Results of the previous chunk, in any structure, in the
+                order in which they are computed.
         """
-        last = keras.tree.flatten(found)[-1]
+        last = keras.tree.flatten(results)[-1]
         return backend.with_control_dependency(self.start(index), last)
 
     def of(self, tensor: Tensor, start: Size) -> Tensor:
-        """Returns the rows in the chunk of a tensor with B rows or more."""
+        """Returns the chunk's rows of a tensor with B rows or more."""
         if self._is_whole and tensor.shape[0] == self._rows:
             return tensor
         return self._part(tensor, start, axis=0)
 
     def _part(self, tensor: Tensor, start: Size, axis: int) -> Tensor:
         """Returns R of the rows, or of the columns, of a tensor."""
-        if isinstance(start, int):  # where eager, Python's slice is faster
+        if isinstance(start, int):  # Python's slice is faster in eager mode
             before = (slice(None),) * axis
             return tensor[(*before, slice(start, start + self.size))]
         shape = list(ops.shape(tensor))
@@ -74,9 +73,15 @@ class RowChunks:
         """Returns (R,) int32, the numbers of the rows in the chunk."""
         return start + ops.arange(self.size, dtype="int32")
 
-    def is_new(self, index: Size) -> Tensor:
-        """Returns (R, 1) bools, False for the rows of the chunk before."""
-        return self.numbers(self.start(index))[:, None] >= index * self.size
+    def without_repeats(self, rows: Tensor, index: Size) -> Tensor:
+        """Returns (R, D) rows of a chunk, 0 where they repeat the last one.
+
+        For sums over all chunks, in which no row may count twice.
+        """
+        if not self._may_overlap:
+            return rows
+        new = self.numbers(self.start(index)) >= index * self.size
+        return ops.where(new[:, None], rows, ops.zeros_like(rows))
 
 
 class Chunks(RowChunks):
@@ -87,7 +92,7 @@ class Chunks(RowChunks):
             candidates may have P vectors each, (B, P, D).
         candidate: (C, D), row i the positive of query i.
         scoring: The `Scoring` of the batch.
-        most: The most rows of a chunk. As many as are fast, if None.
+        most: The largest number of rows in a chunk. None: a fast one.
     """
 
     def __init__(
@@ -105,7 +110,7 @@ class Chunks(RowChunks):
         super().__init__(ops.shape(query)[0], most)
 
     def own_places(self, start: Size) -> Tensor:
-        """Returns (R, 2) int32, the places of the positives in the chunk."""
+        """Returns (R, 2) int32, the indices of the positives in the chunk."""
         row = ops.arange(self.size, dtype="int32")
         return ops.stack([row, self.numbers(start)], axis=1)
 
@@ -121,12 +126,12 @@ class Chunks(RowChunks):
         include_positive: bool,
         matmul: Callable[[Tensor, Tensor], Tensor] = backend.matmul_no_grad,
     ) -> Tensor:
-        """Returns (R, C) scores, `MASKED` where they are left out.
+        """Returns (R, C) scores, `MASKED` where they are masked.
 
         Args:
             start: First row of the chunk.
-            include_positive: Whether a row's own positive has its score too,
-                or is left out.
+            include_positive: Whether a row's own positive keeps its score; it
+                is masked otherwise.
             matmul: The product of the backend, with or without gradient.
         """
         return self.scores_and_winners(start, include_positive, matmul)[0]
@@ -137,9 +142,9 @@ class Chunks(RowChunks):
         include_positive: bool,
         matmul: Callable[[Tensor, Tensor], Tensor] = backend.matmul_no_grad,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the scores, and which vector won them: see `vectors`."""
-        scores, better = self._best_products(start, matmul)
-        return self._competing(scores, start, include_positive), better
+        """Returns the scores, and which vector won each: see `vectors`."""
+        products, better = self._best_products(start, matmul)
+        return self._masked(products, start, include_positive), better
 
     def _best_products(
         self, start: Size, matmul: Callable[[Tensor, Tensor], Tensor]
@@ -152,10 +157,10 @@ class Chunks(RowChunks):
             for row, column in vectors.pairs(self._queries, self._candidates)
         )
 
-    def _competing(
+    def _masked(
         self, scores: Tensor, start: Size, include_positive: bool
     ) -> Tensor:
-        """Returns (R, C) scores from the best products."""
+        """Returns (R, C) products with log q subtracted, and masked."""
         scoring = self._scoring
         if scoring.column_bias is not None:
             scores = scores + scoring.column_bias
@@ -170,7 +175,7 @@ class Chunks(RowChunks):
         if hit is None:
             own = ops.broadcast_to(masked, (self.size,))
             return ops.scatter_update(scores, self.own_places(start), own)
-        # The rules leave out a row's own positive with its negatives.
+        # The ids of a row also match its own positive.
         hit = ops.scatter_update(
             ops.broadcast_to(hit, ops.shape(scores)),
             self.own_places(start),
@@ -180,10 +185,10 @@ class Chunks(RowChunks):
 
 
 def _most_rows(candidate: Tensor, count: int) -> int:
-    """Returns how many rows of scores, by `count` vectors, make a fast chunk.
+    """Returns how many rows make a fast chunk, with `count` vectors per row.
 
-    With several vectors a chunk has their products and their shares of the
-    gradient, up to 2P tables of scores.
+    With several vectors, a chunk has up to 2P tables: the products and the
+    shares of the gradient.
     """
     tuning = backend.tuning(candidate)
     scores, fewest = tuning.chunk_scores, tuning.min_chunk_rows

@@ -1,31 +1,29 @@
 """Exact in-batch softmax losses and gradients in O(B) memory.
 
-The B x C matrix of scores is never kept. The rows are taken in chunks of R;
-each chunk computes R x C scores, their softmax, and at once what they add to
-the gradients:
+The B x C matrix of scores is never kept. Each chunk of R rows computes R x C
+scores, their softmax, and their part of the gradients:
 
     p_ij      = exp(s_ij - m_i) / z_i          z_i = sum_j exp(s_ij - m_i)
     loss_i    = -log p_ii = log z_i + m_i - s_ii
     d query_i = sum_j p_ij c_j - c_i
     d cand_j  = sum_i w_i p_ij q_i - w_j q_j
 
-with m_i the largest score of row i that takes part, and w_i the weight of the
-row. 6BCD flops in all, the three matrix products that any exact gradient
-needs, and O((B + C)D + RC) floats. The idea of recomputing scores in chunks
-goes back to Chen et al. 2016 (arXiv 1604.06174) and is used for the logits of
-language models by Wijmans et al. 2024 (arXiv 2411.09009). Queries of several
-vectors go another way at the gradients: see `best`.
+where m_i is the largest unmasked score of row i, and w_i the weight of the
+row. This takes 6BCD flops, for the three matrix products that any exact
+gradient needs, and O((B + C)D + RC) floats. The idea of recomputing scores in
+chunks goes back to Chen et al. 2016 (arXiv 1604.06174) and is used for the
+logits of language models by Wijmans et al. 2024 (arXiv 2411.09009). For
+queries of several vectors see `best`.
 
-A small batch has a small matrix: there it is kept, and the backend's own
-derivative of the same losses is faster.
+A small batch has a small matrix. It is kept, since the backend's own
+derivative of the same losses is then faster.
 """
 
 from collections.abc import Callable, Sequence
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor, backend
 from inbatch_neg.softmax import best, vectors
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.chunks import Chunks
@@ -33,8 +31,8 @@ from inbatch_neg.softmax.scoring import Scoring, compute_dtype, make_scoring
 
 _EVERYTHING = ("loss", "query", "candidate")
 
-# Below this the probability of a row's positive may have underflowed, with
-# float32's bits lost.
+# Below this, the probability of a row's positive may be a denormal number of
+# float32, which has lost bits.
 _SMALL_PROBABILITY = 1e-30
 
 
@@ -77,9 +75,9 @@ def softmax_loss(
         candidate: (C, D), row i the positive of query i.
         row_weight: (B,) multiplies the loss of each row.
         scoring: The `Scoring` of the batch.
-        with_gradients: Whether the gradients are computed in the same pass
-            over the chunks (6BCD flops in all). If not, it is 2BCD, and 6BCD
-            more if they are asked for after all.
+        with_gradients: Whether to compute the gradients in the same pass over
+            the chunks (6BCD flops in all). Without them it takes 2BCD flops,
+            and 6BCD more if the gradients are needed after all.
     """
 
     def weighted_loss(
@@ -88,14 +86,14 @@ def softmax_loss(
         def compute(wanted: Sequence[str], row_weight: Tensor) -> dict:
             return _compute(query, candidate, row_weight, scoring, wanted)
 
-        found = compute(
+        results = compute(
             _EVERYTHING if with_gradients else ("loss",), row_weight
         )
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return _chain(upstream, found, row_weight, compute)
+            return _chain(upstream, results, row_weight, compute)
 
-        return found["loss"] * row_weight, gradient
+        return results["loss"] * row_weight, gradient
 
     return backend.custom_gradient(weighted_loss)(query, candidate, row_weight)
 
@@ -105,7 +103,7 @@ def _is_dense(query: Tensor, candidate: Tensor) -> bool:
     if rows is None or candidates is None:
         return False
     if vectors.count(query, candidate) > 1:
-        # No backend's own derivative gives all to the first of equal vectors.
+        # The backends' own derivatives split the gradient among equal vectors.
         return False
     return rows * candidates <= backend.tuning(candidate).max_dense_scores
 
@@ -114,38 +112,39 @@ def _dense_loss(query: Tensor, candidate: Tensor, scoring: Scoring) -> Tensor:
     """Returns (B,) unweighted losses, differentiated by the backend."""
     chunks = Chunks(query, candidate, scoring, most=query.shape[0])
     scores = chunks.scores(0, include_positive=True, matmul=backend.matmul)
-    # From 0, or a loss of 0 would be -0. (Some graphs negate it otherwise.)
+    # Subtracted from 0: a negated loss of 0 would be -0.
     return 0.0 - chunks.own(ops.log_softmax(scores), 0)
 
 
 def _chain(
     upstream: Tensor,
-    found: dict[str, Tensor],
+    results: dict[str, Tensor],
     row_weight: Tensor,
     compute: Callable[[Sequence[str], Tensor], dict[str, Tensor]],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients, times the upstream gradient of each row."""
-    d_weight = found["loss"] * upstream
-    if "query" not in found:
-        found = compute(("query", "candidate"), row_weight * upstream)
-        return found["query"], found["candidate"], d_weight
-    # Nearly always the loss is a mean or a sum, and every row has the same
-    # upstream gradient: then the candidates' gradient is only scaled.
+    d_weight = results["loss"] * upstream
+    if "query" not in results:
+        results = compute(("query", "candidate"), row_weight * upstream)
+        return results["query"], results["candidate"], d_weight
+    # The loss is nearly always a mean or a sum, so that every row has the same
+    # upstream gradient. Then the candidates' gradient only needs scaling.
     d_candidate = ops.cond(
         ops.all(ops.equal(upstream, upstream[:1])),
-        lambda: found["candidate"] * upstream[0],
+        lambda: results["candidate"] * upstream[0],
         lambda: compute(("candidate",), row_weight * upstream)["candidate"],
     )
-    by_row = ops.reshape(upstream, (-1, *[1] * (len(found["query"].shape) - 1)))
-    return found["query"] * by_row, d_candidate, d_weight
+    d_query = results["query"]
+    by_row = ops.reshape(upstream, (-1, *[1] * (len(d_query.shape) - 1)))
+    return d_query * by_row, d_candidate, d_weight
 
 
 def _losses_by_scores(chunks: Chunks, like: Tensor) -> Tensor:
-    """Returns (B,) losses, also where the probability has underflowed.
+    """Returns (B,) losses, exact even where the probability underflows.
 
     Args:
         chunks: The chunks of the batch.
-        like: (B,) of the dtype of the losses.
+        like: (B,), in the dtype of the losses.
     """
 
     def visit(index: Size, losses: Tensor) -> Tensor:
@@ -153,8 +152,8 @@ def _losses_by_scores(chunks: Chunks, like: Tensor) -> Tensor:
         scores = chunks.scores(start, include_positive=True)
         largest = ops.max(scores, axis=1)
         total = ops.sum(ops.exp(scores - largest[:, None]), axis=1)
-        # The difference first: beside a large score, the logarithm would be
-        # rounded.
+        # The difference first: added to a large score, the logarithm would
+        # be rounded.
         loss = (largest - chunks.own(scores, start)) + ops.log(total)
         return backend.update_rows(losses, start, loss)
 
@@ -168,25 +167,25 @@ def _compute(
     scoring: Scoring,
     wanted: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Returns a dict of what is wanted.
+    """Returns a dict of the `wanted` results.
 
     Args:
         query: (B, D), or (B, P, D).
         candidate: (C, D), or (C, P, D).
         row_weight: (B,).
         scoring: The `Scoring` of the batch.
-        wanted: Some of "loss", the (B,) unweighted losses, "query" and
-            "candidate", the weighted gradients.
+        wanted: Some of "loss", for the (B,) unweighted losses, and "query"
+            and "candidate", for the weighted gradients.
     """
     several = vectors.count(query, candidate) > 1
-    walk = best.over_chunks if several else _over_chunks
-    found = walk(query, candidate, row_weight, scoring, wanted)
+    over_chunks = best.over_chunks if several else _over_chunks
+    results = over_chunks(query, candidate, row_weight, scoring, wanted)
     if "loss" in wanted:
-        found["loss"] = _losses(
-            found.pop("positive_probability"),
+        results["loss"] = _losses(
+            results.pop("positive_probability"),
             Chunks(query, candidate, scoring),
         )
-    return found
+    return results
 
 
 def _over_chunks(
@@ -196,22 +195,21 @@ def _over_chunks(
     scoring: Scoring,
     wanted: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Returns what is wanted; "positive_probability" for "loss"."""
+    """Returns the `wanted` results; "positive_probability" for "loss"."""
     chunks = Chunks(query, candidate, scoring)
     weighted = row_weight[:, None] * query
 
-    def visit(index: Size, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def visit(index: Size, results: dict[str, Tensor]) -> dict[str, Tensor]:
         start = chunks.start(index)
         scores = chunks.scores(start, include_positive=True)  # (R, C)
 
-        # One fused pass on every backend, and its maximum is over the scores
-        # that take part: a large one that was left out cannot make the
-        # others underflow.
+        # One fused pass on every backend. Its maximum is over the unmasked
+        # scores, so a large masked score cannot make the others underflow.
         probability = ops.softmax(scores)  # p, (R, C)
-        found = dict(found)
+        results = dict(results)
         if "loss" in wanted:
-            found["positive_probability"] = backend.update_rows(
-                found["positive_probability"],
+            results["positive_probability"] = backend.update_rows(
+                results["positive_probability"],
                 start,
                 chunks.own(probability, start),
             )
@@ -219,60 +217,55 @@ def _over_chunks(
             expected = backend.matmul_no_grad(probability, candidate)
             update = expected - chunks.of(candidate, start)
             weight = chunks.of(row_weight, start)[:, None]
-            found["query"] = backend.update_rows(
-                found["query"], start, weight * update
+            results["query"] = backend.update_rows(
+                results["query"], start, weight * update
             )
         if "candidate" in wanted:
-            pull = chunks.of(weighted, start)
-            if chunks.may_overlap:  # rows must not count twice
-                new = chunks.is_new(index)
-                pull = ops.where(new, pull, ops.zeros_like(pull))
+            rows = chunks.without_repeats(chunks.of(weighted, start), index)
             # (D, R) by (R, C): the long side last is twice as fast under XLA.
-            found["candidate"] = backend.addmm(
-                found["candidate"], ops.transpose(pull), probability
+            results["candidate"] = backend.addmm(
+                results["candidate"], ops.transpose(rows), probability
             )
-        return found
+        return results
 
-    found = dict(
-        ops.fori_loop(
-            0, chunks.count, visit, _start(query, candidate, weighted, wanted)
-        )
-    )
+    initial = _initial(query, candidate, weighted, wanted)
+    results = dict(ops.fori_loop(0, chunks.count, visit, initial))
     if "candidate" in wanted:
-        found["candidate"] = ops.transpose(found["candidate"])
-    return found
+        results["candidate"] = ops.transpose(results["candidate"])
+    return results
 
 
-def _start(
+def _initial(
     query: Tensor, candidate: Tensor, weighted: Tensor, wanted: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Returns what the chunks add to."""
+    """Returns the results before the first chunk."""
     rows = ops.shape(query)[0]
-    found = {}
+    results = {}
     if "loss" in wanted:
-        found["positive_probability"] = ops.zeros((rows,), query.dtype)
+        results["positive_probability"] = ops.zeros((rows,), query.dtype)
     if "query" in wanted:
-        found["query"] = ops.zeros_like(query)
+        results["query"] = ops.zeros_like(query)
     if "candidate" in wanted:
-        # A row's positive is the candidate of its own number. A row without
-        # negatives has p = 1 there, and the difference is 0: exactly, except
-        # for one chunk under XLA, which fuses product and difference (1 ulp
-        # then). Not at the end: XLA would then turn a lone product around.
-        turned = ops.transpose(weighted)
+        # The term -w_j q_j: candidate j is the positive of row j. A row
+        # without negatives has p = 1 there, so its gradient is exactly 0 (1
+        # ulp with a single chunk under XLA, which fuses product and sum).
+        # Subtracting at the end would be slower: XLA then transposes the
+        # result of a single product.
+        transposed = ops.transpose(weighted)
         extra = ops.zeros_like(ops.transpose(candidate[rows:]))
-        found["candidate"] = -ops.concatenate([turned, extra], axis=1)
-    return found
+        results["candidate"] = -ops.concatenate([transposed, extra], axis=1)
+    return results
 
 
 def _losses(positive_probability: Tensor, chunks: Chunks) -> Tensor:
     """Returns (B,) losses from the probabilities of the positives.
 
-    A `cond` inside the loop keeps the scores alive and prevents the in-place
-    softmax, so it stands here.
+    The `cond` is outside of the loop: inside, it would keep the scores alive
+    and prevent the in-place softmax.
     """
     return ops.cond(
         ops.all(positive_probability > _SMALL_PROBABILITY),
-        # Not the logarithm's negative: a loss of 0 would be -0.
+        # Not -log(p): a loss of 0 would be -0.
         lambda: ops.log(1.0 / positive_probability),
         lambda: _losses_by_scores(chunks, positive_probability),
     )

@@ -1,11 +1,10 @@
-"""The hardest negatives: each row's highest-scoring ones, chunk by chunk."""
+"""The hardest negatives: the highest-scoring ones of each row, in chunks."""
 
 from collections.abc import Callable, Sequence
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor, backend
 from inbatch_neg.softmax import vectors
 from inbatch_neg.softmax.best import Gradients
 from inbatch_neg.softmax.chunks import Chunks
@@ -15,11 +14,11 @@ from inbatch_neg.softmax.scoring import MASKED, Scoring
 def hardest_scores(
     query: Tensor, candidate: Tensor, scoring: Scoring, count: int
 ) -> Tensor:
-    """Returns (B, N) scores of the N best negatives, in falling order.
+    """Returns (B, N) scores of the N best negatives, in descending order.
 
-    Of equal scores the candidate with the lower number comes first. If a row
-    has fewer than N negatives that are not left out, it ends with `MASKED`.
-    O((B + C)D + BN + RC) memory, in both passes.
+    Among equal scores, the candidate with the lower index comes first. If a
+    row has fewer than N unmasked negatives, it ends with `MASKED`. Takes
+    O((B + C)D + BN + RC) memory in both passes.
 
     Args:
         query: (B, D), already divided by the temperature. Either it or the
@@ -33,7 +32,7 @@ def hardest_scores(
         scores, places, *better = _best(query, candidate, scoring, count)
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
-            # What was left out is a constant.
+            # Masked scores are constants.
             upstream = ops.where(
                 scores > 0.5 * MASKED, upstream, ops.zeros_like(upstream)
             )
@@ -48,7 +47,7 @@ def hardest_scores(
 def _best(
     query: Tensor, candidate: Tensor, scoring: Scoring, count: int
 ) -> list[Tensor]:
-    """Returns (B, N) scores, int32 places among the candidates, and winners.
+    """Returns (B, N) scores, int32 indices of candidates, and winners.
 
     The winners of the scores are P - 1 tensors of bools: see `vectors`.
     """
@@ -56,7 +55,7 @@ def _best(
     shape = (ops.shape(query)[0], count)
     later = vectors.count(query, candidate) - 1
 
-    def visit(index: Size, found: list[Tensor]) -> list[Tensor]:
+    def visit(index: Size, tables: list[Tensor]) -> list[Tensor]:
         start = chunks.start(index)
         scores, better = chunks.scores_and_winners(
             start, include_positive=False
@@ -65,15 +64,15 @@ def _best(
         won = [ops.take_along_axis(one, places, axis=1) for one in better]
         return [
             backend.update_rows(table, start, rows)
-            for table, rows in zip(found, [best, places, *won])
+            for table, rows in zip(tables, [best, places, *won])
         ]
 
-    found = [
+    tables = [
         ops.zeros(shape, query.dtype),
         ops.zeros(shape, "int32"),
         *[ops.zeros(shape, "bool") for _ in range(later)],
     ]
-    return ops.fori_loop(0, chunks.count, visit, found)
+    return ops.fori_loop(0, chunks.count, visit, tables)
 
 
 def _sums(
@@ -84,14 +83,15 @@ def _sums(
 ) -> tuple[Tensor, Tensor]:
     """Returns the gradients, from those of the (B, N) scores at `places`.
 
-    Each chunk spreads its N numbers a row over the C candidates, so that two
-    matrix products do the rest: faster than to gather and to scatter vectors.
+    Each chunk writes its N numbers per row into a table of C columns, so that
+    two matrix products do the rest. This is faster than gathering and
+    scattering vectors.
     """
     chunks = Chunks(query, candidate, Scoring())
     gradients = Gradients(chunks, query, candidate)
     candidates = ops.shape(candidate)[0]
 
-    def visit(index: Size, found: tuple) -> tuple:
+    def visit(index: Size, sums: tuple) -> tuple:
         start = chunks.start(index)
         row = ops.arange(chunks.size, dtype="int32")
         at = row[:, None] * candidates + chunks.of(places, start)
@@ -102,7 +102,7 @@ def _sums(
             table = ops.scatter(at, values, (chunks.size * candidates,))
             return ops.reshape(table, (chunks.size, candidates))
 
-        return gradients.add(found, index, [spread(share) for share in shares])
+        return gradients.add(sums, index, [spread(share) for share in shares])
 
     return gradients.joined(
         ops.fori_loop(0, chunks.count, visit, gradients.zeros())

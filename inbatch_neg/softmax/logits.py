@@ -1,13 +1,12 @@
-"""Scores that are kept: all of them, or those of chosen negatives.
+"""Logits: the scores of all negatives, or of chosen ones.
 
-Column 0 is the positive, then the in-batch negatives by rotation (column j
-is candidate (i + j) mod B), then the extra candidates.
+Column 0 is the positive, then come the in-batch negatives by rotation (column
+j is candidate (i + j) mod B), then the extra candidates.
 """
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor
 from inbatch_neg.softmax import vectors
 from inbatch_neg.softmax.best import all_products
 from inbatch_neg.softmax.hardest import hardest_scores
@@ -30,8 +29,8 @@ def rotation_logits(
         candidate: (C, D).
         scoring: The `Scoring` of the batch.
         shifts: (N,) int32 in 1..G-1.
-        in_batch: Number of in-batch candidates G: B, or more where the batch
-            goes on elsewhere.
+        in_batch: Number of in-batch candidates G: B, or with replicas the
+            rows of the global batch.
     """
     rows = ops.shape(query)[0]
     scores = vectors.best_of(

@@ -1,32 +1,31 @@
-"""Negatives by rotation: row i meets the candidates i + shift, modulo B.
+"""Negatives by rotation: row i has the negatives (i + shift) mod B.
 
-Each of the N shifts is the same for all rows, so every candidate is a
-negative N times, as in the article that builds them by rotating the batch.
+The N shifts are the same for all rows, so every candidate is a negative N
+times.
 """
 
 from collections.abc import Callable
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.backends.base import Size
+from inbatch_neg.backends import Size, Tensor, backend
 from inbatch_neg.softmax.chunks import RowChunks
 from inbatch_neg.softmax.scoring import constant
 
-# Floats of the vectors that a chunk of rows meets, and its fewest rows.
-_MET_FLOATS = 2**20
-_MET_ROWS = 64
+# A chunk of rows gathers up to this many floats, and has at least these rows.
+_GATHERED_FLOATS = 2**20
+_MIN_ROWS = 64
 
-# Up to so many chunks stand one after the other in the graph: a loop would
-# copy the result at every turn.
-_UNROLLED = 32
+# Up to this many chunks are unrolled in the graph: a loop would copy the
+# result in every iteration.
+_MAX_UNROLLED = 32
 
 
 def draw_shifts(num_negatives: int, rows: Size, uniform: Tensor) -> Tensor:
-    """Returns (N,) int32 distinct shifts in 1..B-1, in rising order.
+    """Returns (N,) int32 distinct shifts in 1..B-1, in ascending order.
 
     The k-th is drawn from [kB/N, (k + 1)B/N), without 0, so that the shifts
-    are spread over the batch and never meet.
+    are distinct and spread over the batch.
 
     Args:
         num_negatives: N, an int below B.
@@ -34,8 +33,8 @@ def draw_shifts(num_negatives: int, rows: Size, uniform: Tensor) -> Tensor:
         uniform: (N,) floats drawn from [0, 1).
     """
     step = ops.arange(num_negatives + 1, dtype="int32")
-    # The integers from kB/N up begin at its ceiling. B N stays below 2^31 in
-    # int32 as long as a (B, N) matrix of logits fits any memory.
+    # The smallest integer in [kB/N, ...) is its ceiling. BN fits into int32
+    # whenever a (B, N) matrix of logits fits into memory.
     edge = -(-(step * rows) // num_negatives)
     low = ops.maximum(edge[:-1], constant(1, "int32"))
     width = edge[1:] - low
@@ -47,7 +46,7 @@ def draw_shifts(num_negatives: int, rows: Size, uniform: Tensor) -> Tensor:
 def rotated_scores(query: Tensor, candidate: Tensor, shifts: Tensor) -> Tensor:
     """Returns (B, N) dot products of row i and candidate (i + shift) mod G.
 
-    O((B + G)(D + N)) memory, in both passes.
+    Takes O((B + G)(D + N)) memory in both passes.
 
     Args:
         query: (B, D).
@@ -56,10 +55,10 @@ def rotated_scores(query: Tensor, candidate: Tensor, shifts: Tensor) -> Tensor:
     """
 
     def scores_of(query: Tensor, candidate: Tensor) -> tuple[Tensor, Callable]:
-        def dots(start: Size, part: RowChunks, met: Tensor) -> Tensor:
-            return ops.einsum("rnd,rd->rn", met, part.of(query, start))
+        def dots(start: Size, part: RowChunks, others: Tensor) -> Tensor:
+            return ops.einsum("rnd,rd->rn", others, part.of(query, start))
 
-        scores = _meet(query, candidate, shifts, dots, ops.shape(shifts)[0])
+        scores = _rotate(query, candidate, shifts, dots, ops.shape(shifts)[0])
 
         def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
             return _gradients(query, candidate, shifts, upstream)
@@ -72,66 +71,66 @@ def rotated_scores(query: Tensor, candidate: Tensor, shifts: Tensor) -> Tensor:
 def _gradients(
     query: Tensor, candidate: Tensor, shifts: Tensor, upstream: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns the gradients by `query` and `candidate` for (B, N) upstream."""
+    """Returns the gradients of `query` and `candidate` for (B, N) upstream."""
     count = ops.shape(shifts)[0]
     candidates = ops.shape(candidate)[0]
-    # Candidates that no row of this batch is the positive's row of were met
-    # by rows elsewhere, which have no weight here.
+    # Candidates from B on belong to the rows of other replicas, which have no
+    # weight here.
     extra = candidates - ops.shape(query)[0]
     padded = ops.pad(upstream, ((0, extra), (0, 0)))
     queries = ops.pad(query, ((0, extra), (0, 0)))
 
-    def by_query(start: Size, part: RowChunks, met: Tensor) -> Tensor:
-        return ops.einsum("rn,rnd->rd", part.of(upstream, start), met)
+    def d_query(start: Size, part: RowChunks, others: Tensor) -> Tensor:
+        return ops.einsum("rn,rnd->rd", part.of(upstream, start), others)
 
-    def by_candidate(start: Size, part: RowChunks, met: Tensor) -> Tensor:
-        # Candidate j was met by row j - shift, and has its weight.
+    def d_candidate(start: Size, part: RowChunks, others: Tensor) -> Tensor:
+        # Candidate j is a negative of row j - shift, with its upstream weight.
         rows = _around(part.numbers(start), -shifts, candidates)
         places = rows * count + ops.arange(count, dtype="int32")
         weights = ops.take(ops.reshape(padded, (-1,)), places)
-        return ops.einsum("rn,rnd->rd", weights, met)
+        return ops.einsum("rn,rnd->rd", weights, others)
 
     dimensions = ops.shape(query)[1]
     return (
-        _meet(query, candidate, shifts, by_query, dimensions),
-        _meet(candidate, queries, -shifts, by_candidate, dimensions),
+        _rotate(query, candidate, shifts, d_query, dimensions),
+        _rotate(candidate, queries, -shifts, d_candidate, dimensions),
     )
 
 
-def _meet(
+def _rotate(
     tensor: Tensor,
     others: Tensor,
     shifts: Tensor,
     function: Callable[[Size, RowChunks, Tensor], Tensor],
     columns: Size,
 ) -> Tensor:
-    """Returns (B, columns), what the rows of `tensor` make of those they meet.
+    """Returns (B, columns), computed from each row and N rows of `others`.
 
     Args:
         tensor: (B, D).
-        others: (G, D); row i meets the rows (i + shifts) mod G.
+        others: (G, D); row i gets the rows (i + shifts) mod G.
         shifts: (N,) int32.
         function: Takes the first row of a chunk of R rows, the `RowChunks`
-            and the (R, N, D) rows that are met; returns (R, columns).
-        columns: Of the result.
+            and (R, N, D) rows of `others`; returns (R, columns).
+        columns: The number of columns of the result.
     """
     rows, dimensions = ops.shape(tensor)
-    most = _MET_ROWS
+    most = _MIN_ROWS
     if isinstance(shifts.shape[0], int):
-        most = max(_MET_FLOATS // (shifts.shape[0] * dimensions), most)
+        most = max(_GATHERED_FLOATS // (shifts.shape[0] * dimensions), most)
 
     def of_chunk(chunks: RowChunks, start: Size, shifts: Tensor) -> Tensor:
         places = _around(chunks.numbers(start), shifts, ops.shape(others)[0])
-        met = ops.take(others, places, axis=0)  # (R, N, D)
-        return function(start, chunks, met)
+        rotated = ops.take(others, places, axis=0)  # (R, N, D)
+        return function(start, chunks, rotated)
 
     chunks = RowChunks(rows, most)
-    if isinstance(rows, int) and chunks.count <= _UNROLLED:
+    if isinstance(rows, int) and chunks.count <= _MAX_UNROLLED:
         parts: list[Tensor] = []
         for start in range(0, rows, most):
             part = RowChunks(rows, min(most, rows - start))
             if parts:
-                # One chunk of vectors in memory at a time.
+                # Only one chunk of vectors is in memory at a time.
                 shifts = backend.with_control_dependency(shifts, parts[-1])
             parts.append(of_chunk(part, start, shifts))
         return ops.concatenate(parts) if parts[1:] else parts[0]
@@ -147,5 +146,5 @@ def _meet(
 
 
 def _around(numbers: Tensor, shifts: Tensor, count: Size) -> Tensor:
-    """Returns (R, N) int32, the numbers and each shift, modulo the count."""
+    """Returns (R, N) int32, each number plus each shift, modulo the count."""
     return (numbers[:, None] + shifts[None, :]) % count

@@ -1,8 +1,8 @@
-"""From dot products to the scores that compete: log q, masks, softmax.
+"""From dot products to scores: log q correction, masks, softmax.
 
-A `Scoring` holds what is added to a column of the score matrix and which
-entries of a row are left out. Both the exact losses and the logits use it, so
-the rules stand once.
+A `Scoring` holds what is added to the columns of the score matrix and which
+entries are masked. The exact losses and the logits share it, so that the rules
+are written once.
 """
 
 import math
@@ -15,9 +15,8 @@ from keras import ops
 from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.softmax.batch import Batch
 
-# A score that is left out. Scores never have less than 32 bits here, where
-# exp(MASKED - m) is exactly 0 for every real score m, and MASKED plus a score
-# is still finite.
+# A masked score. Scores have at least 32 bits, so exp(MASKED - m) is exactly 0
+# for every real score m, and MASKED plus a score is finite.
 MASKED = -1e30
 
 # The smallest normal float32: log 0 would be -inf.
@@ -28,14 +27,14 @@ class Scoring(NamedTuple):
     """How the dot product of row i and candidate j becomes a score.
 
     Attributes:
-        column_bias: (C,) added to the scores of a candidate, or None.
-        own_bias: (B,) added to the score of a row's own positive, or None.
+        column_bias: (C,), added to the scores of a candidate; or None.
+        own_bias: (B,), added to the score of a row's own positive; or None.
         codes: Pairs of int32 codes, (B,) of the rows and (C,) of the
-            candidates; a negative with the code of the row is left out.
-        masked_columns: (C,) bools, candidates that are left out of all rows,
+            candidates; a negative with the code of the row is masked.
+        masked_columns: (C,) bools, candidates that are masked in all rows;
             or None.
 
-    What is left out may include a row's own positive; it stays all the same.
+    These masks may include a row's own positive, which stays nevertheless.
     """
 
     column_bias: Tensor = None
@@ -61,7 +60,7 @@ def make_scoring(batch: Batch) -> Scoring:
         codes.append((column_codes[:rows], column_codes))
     if batch.query_ids is not None:
         positive_codes = backend.factorize(batch.query_ids)
-        # Extra candidates belong to no row's query; no code is -1.
+        # Extra candidates belong to no query; their code -1 equals no other.
         extra = batch.candidates - ops.shape(positive_codes)[0]
         extra = ops.full((extra,), -1, dtype="int32")
         column_codes = ops.concatenate([positive_codes, extra])
@@ -73,8 +72,8 @@ def _minus_log_q(probability: Tensor, dtype: str) -> Tensor:
     """Returns the correction of Yi et al. 2019, without gradient."""
     probability = ops.cast(probability, dtype)
     smallest = constant(SMALLEST_PROBABILITY, dtype)
-    # What is below 0 or NaN stays visible: a logarithm taken for a
-    # probability must not become a correction by a constant.
+    # Values below 0 and NaN give NaN: otherwise logarithms in the place of
+    # probabilities would silently become a constant correction.
     low = ops.where(probability >= 0, smallest, constant(math.nan, dtype))
     probability = ops.where(probability > smallest, probability, low)
     return ops.stop_gradient(-ops.log(probability))
@@ -83,10 +82,11 @@ def _minus_log_q(probability: Tensor, dtype: str) -> Tensor:
 def constant(value: float | Tensor, dtype: str) -> Tensor:
     """Returns the number as a tensor of this dtype.
 
-    On some backends Keras takes a Python float for a float32, and float64
-    beside one falls to float32. And under `floatx` "bfloat16" it takes a
-    Python integer beside an int32 for a float: integers are computed with
-    Python's operators, which are the backend's own, or with this.
+    On some backends, Keras treats a Python float as float32, and turns a
+    float64 operand into float32 too. Under `floatx` "bfloat16" it treats a
+    Python integer as a float, even next to an int32. So integers are computed
+    with Python's operators, which are those of the backend, or with constants
+    from this function.
     """
     return ops.convert_to_tensor(value, dtype=dtype)
 
@@ -96,11 +96,12 @@ def left_out(
     column_codes: Sequence[Tensor],
     masked_columns: Tensor,
 ) -> Tensor:
-    """Returns bools, True where a candidate is left out; None if nowhere.
+    """Returns bools, True where a candidate is masked; None without masks.
 
     Args:
-        row_codes: The row half of each pair of `Scoring.codes`, any shape.
-        column_codes: The candidate half, of a shape that broadcasts with it.
+        row_codes: The codes of rows of `Scoring.codes`, of any shape.
+        column_codes: The codes of candidates, of shapes that broadcast with
+            them.
         masked_columns: Bools of a shape that broadcasts too, or None.
     """
     hit = masked_columns
@@ -112,25 +113,25 @@ def left_out(
 
 def cross_entropy_with_first(logits: Tensor) -> Tensor:
     """Returns (B,) softmax cross-entropies of (B, 1 + K) with column 0."""
-    # Subtracted first: beside a large score, the logarithm would be rounded.
+    # Subtracted first: added to a large score, the logarithm would be rounded.
     return ops.logsumexp(logits - logits[:, :1], axis=-1)
 
 
 def compute_dtype(*tensors: Tensor) -> str:
     """The dtype of the maths: float64 if an input has it, else float32.
 
-    Half-precision inputs are cast up: (B, D) floats are cheap to cast, and a
-    half-precision B x C product would round every score.
+    Half-precision inputs are cast to float32: (B, D) floats are cheap to cast,
+    and a half-precision B x C product would round every score.
     """
     dtypes = [keras.backend.standardize_dtype(t.dtype) for t in tensors]
     return "float64" if "float64" in dtypes else "float32"
 
 
 def at_least_float32(dtype: Any) -> Any:
-    """Returns a dtype or policy, or None for Keras' own, of 32 bits or more.
+    """Returns the dtype or policy; float32 in place of half precision.
 
-    A sum over the rows of a batch needs them: that of 8,192 losses of 9 is
-    beyond float16, and counting by ones ends at 256 in bfloat16.
+    Sums over the rows of a batch need 32 bits: 8,192 losses of 9 exceed the
+    range of float16, and counting by ones stops at 256 in bfloat16.
     """
     policy = keras.dtype_policies.get(dtype or keras.config.floatx())
     half = policy.compute_dtype in ("float16", "bfloat16")

@@ -1,13 +1,13 @@
-"""Several vectors a row: the best of them scores.
+"""Several vectors per row, of which the best one scores.
 
     s_ij = max over p of <query_ip, candidate_j>
 
-A (B, P, D) tensor is taken apart into P matrices (B, D). Their products with
-the other side come one after the other and leave the best score so far, and
+A (B, P, D) tensor is split into P matrices (B, D). Their products with the
+other side are computed one by one. What is kept is the best score so far, and
 P - 1 tables of bools that say where a later vector was better. The gradient
-of a score goes to the vector that won it, of equal ones to the first. In the
-direction from candidates to queries the candidates have P vectors each; the
-same rules hold.
+of a score goes to the vector that won it, among equal ones to the first. In
+the direction from candidates to queries, the candidates have P vectors each,
+and the same rules apply.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from inbatch_neg.backends import Tensor, backend
 
 
 def count(query: Tensor, candidate: Tensor) -> int:
-    """Returns P, 1 if both sides have one vector a row."""
+    """Returns P, or 1 if both sides have one vector per row."""
     several = [tensor for tensor in (query, candidate) if _is_several(tensor)]
     return several[0].shape[1] if several else 1
 
@@ -31,16 +31,16 @@ def split(tensor: Tensor) -> list[Tensor]:
 
 
 def join(matrices: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Returns what `split` has taken apart, of the shape of `like`."""
+    """Returns the inverse of `split`, in the shape of `like`."""
     return ops.stack(matrices, axis=1) if _is_several(like) else matrices[0]
 
 
 def pairs(
     query: Sequence[Tensor], candidate: Sequence[Tensor]
 ) -> list[tuple[int, int]]:
-    """Returns the places in both lists of what is multiplied with each other.
+    """Returns the indices in both lists of the matrices to multiply.
 
-    One of the lists has one matrix.
+    One of the lists has one matrix only.
     """
     count = max(len(query), len(candidate))
     return [
@@ -50,7 +50,7 @@ def pairs(
 
 
 def paired(query: Tensor, candidate: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Returns the P pairs of matrices that are multiplied with each other."""
+    """Returns the P pairs of matrices to multiply."""
     queries, candidates = split(query), split(candidate)
     return [
         (queries[row], candidates[column])
@@ -59,11 +59,11 @@ def paired(query: Tensor, candidate: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 
 def first_best(products: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Returns the entrywise best of P tensors, and who won.
+    """Returns the entrywise maximum of P tensors, and which one won.
 
     Returns:
-        The best scores, and P - 1 tensors of bools: the p-th is True where
-        product p + 1 is better than all before it. NaN scores stay NaN.
+        The maximum, and P - 1 tensors of bools: the p-th is True where
+        product p + 1 is greater than all before it. NaN scores stay NaN.
     """
     products = iter(products)
     best, better = next(products), []
@@ -77,8 +77,8 @@ def shares(upstream: Tensor, better: Sequence[Tensor]) -> list[Tensor]:
     """Returns P tensors: `upstream` where the p-th has won, else 0.
 
     Args:
-        upstream: Of the shape of the scores.
-        better: From `first_best`. The last that is True tells the winner.
+        upstream: Tensor in the shape of the scores.
+        better: From `first_best`. The last True entry marks the winner.
     """
     result = []
     if better:
@@ -90,7 +90,7 @@ def shares(upstream: Tensor, better: Sequence[Tensor]) -> list[Tensor]:
 
 
 def best_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Returns the entrywise best of P tensors, differentiable by them."""
+    """Returns the entrywise maximum of P tensors, with gradients."""
     if len(tensors) == 1:
         return tensors[0]
 
@@ -102,16 +102,16 @@ def best_of(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def fill(query: Tensor, query_mask: Tensor) -> Tensor:
-    """Returns (B, P, D) in which every vector may compete.
+    """Returns (B, P, D) queries that need no mask.
 
-    A vector that the mask leaves out becomes a copy of the row's first one
-    that it does not: the maximum is the same, and a gradient that reaches the
-    copy goes on to its original. A row without any has zeros, whose scores
-    are all 0 and whose gradient is 0.
+    A masked vector becomes a copy of the row's first unmasked one: the
+    maximum is the same, and a gradient of the copy goes to its original. A
+    row without unmasked vectors becomes zeros, with scores and gradients of
+    0.
 
     Args:
         query: (B, P, D).
-        query_mask: (B, P) bools, False where a vector is left out.
+        query_mask: (B, P) bools, False where a vector is masked.
     """
     first = ops.argmax(ops.cast(query_mask, "int32"), axis=1)
     original = ops.take_along_axis(

@@ -283,7 +283,7 @@ def test_steps_per_epoch_go_on():
 
 @pytest.mark.backends("jax", "torch")
 def test_counting_says_so(caplog, monkeypatch):
-    monkeypatch.setattr(stream, "_PATIENCE", -1.0)
+    monkeypatch.setattr(stream, "_SECONDS_UNTIL_LOG", -1.0)
     dataset = full_batches(function, 4, batched=True)
     with caplog.at_level(logging.WARNING, "inbatch_neg"):
         assert len(dataset) == 5

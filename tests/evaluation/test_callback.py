@@ -430,7 +430,7 @@ def test_refused_at_construction(change, error, message):
 @pytest.mark.parametrize(
     "change, error, message",
     (
-        ({"targets": [7, 8, 9]}, ValueError, "ids of `candidate_ids`"),
+        ({"targets": [7, 8, 9]}, ValueError, "ids from `candidate_ids`"),
         ({"targets": ["a", "b", "c"]}, TypeError, "the integers 0..2"),
         ({"candidate_ids": ["a", "b", "c"]}, TypeError, "must both hold"),
         ({"queries": np.ones((3, 4), "float32")}, ValueError, "dimensions"),

@@ -119,7 +119,7 @@ def test_a_missing_column(towers, tower, form):
         queries = batched(queries)
     if form == "list of batches":
         queries = iter([queries])
-    message = r"`queries` must have the inputs.*'user'.*without \[.*'user'"
+    message = r"`queries` must have a column.*'user'.*without \[.*'user'"
     with pytest.raises(ValueError, match=message):
         evaluation(towers[tower], queries)()
 

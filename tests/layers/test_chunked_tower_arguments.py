@@ -23,7 +23,7 @@ def dense():
         (
             lambda: ChunkedTower(dense(), dtype="float16"),
             TypeError,
-            "`dtype` must be given to the tower",
+            "`dtype` must be passed to the tower",
         ),
     ],
 )

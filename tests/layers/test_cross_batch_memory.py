@@ -424,5 +424,5 @@ def test_capacity_and_replicas(monkeypatch):
     internals.pretend_replicas(monkeypatch, 2)
     with pytest.raises(ValueError, match="multiple of the number of replicas"):
         CrossBatchMemory(7)(ROWS)
-    with pytest.raises(ValueError, match="global one"):
+    with pytest.raises(ValueError, match="of the global one"):
         CrossBatchMemory(2 * len(ROWS) - 2)(ROWS)

@@ -313,7 +313,7 @@ def test_bad_arguments(arguments, error, message):
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        (None, ValueError, "must be given"),
+        (None, ValueError, "must be passed"),
         (np.array([1.0, 2.0], "float32"), TypeError, "candidate_ids"),
         (np.array([True, False]), TypeError, "candidate_ids"),
         (np.array([[1], [2]]), ValueError, "squeeze"),

@@ -99,5 +99,5 @@ def test_rows_that_the_devices_do_not_divide_are_an_error(tmp_path):
     process = launch.start("unequal_jax", engine=ENGINE, log=log)
     assert launch.wait([process]) == [3], launch.tail(process)
     text = log.read_text()
-    assert "must bring the same number of rows" in text
+    assert "must have the same number of rows" in text
     assert "6 rows over 4 devices" in text

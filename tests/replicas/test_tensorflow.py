@@ -119,7 +119,7 @@ def test_unequal_rows_are_an_error_on_every_worker(tmp_path):
     for process in processes:
         text = process.log.read_text()
         assert "InvalidArgumentError" in text
-        assert "must bring the same number of rows" in text
+        assert "must have the same number of rows" in text
         assert "done 1\n" in text and "done 2\n" not in text
 
 

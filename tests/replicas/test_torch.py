@@ -79,7 +79,7 @@ def test_what_differs_on_one_process_is_an_error_on_every_one(tmp_path):
     assert all(": PartialBatchError: " in line for line in refused)
     assert "dtype, as a hash, of `candidate_ids`" in refused[-4]
     assert "rows of `candidate` by replica: [8, 9]" in refused[-3]
-    assert "rank (0: not given) of `candidate_ids`" in refused[-2]
+    assert "rank (0: not passed) of `candidate_ids`" in refused[-2]
     assert "rows of `candidate_ids` by replica: [8, 6]" in refused[-1]
 
 

@@ -49,7 +49,7 @@ def test_nan_in_a_compiled_step(kind, options, monkeypatch):
     from inbatch_neg.backends import backend
 
     # Where the backend has no compiled step, as on its GPU.
-    monkeypatch.setattr(backend, "are_readable", lambda tensor: False)
+    monkeypatch.setattr(backend, "is_readable", lambda tensor: False)
     layer = InBatchNegativeSoftmax(**options)
     step = compiled(
         lambda query, candidate, q: layer(

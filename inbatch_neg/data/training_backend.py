@@ -4,10 +4,10 @@ from inbatch_neg.backends import backend
 
 
 def uses_tensorflow() -> bool:
-    """Whether `fit` of the backend takes a `tf.data.Dataset` best."""
+    """Returns whether `fit` runs on TensorFlow, and takes `tf.data` best."""
     return backend.name == "tensorflow"
 
 
 def uses_torch() -> bool:
-    """Whether PyTorch is loaded anyway."""
+    """Returns whether `fit` runs on PyTorch."""
     return backend.name == "torch"

@@ -1,0 +1,61 @@
+"""How replicas exchange tensors; a backend with replicas implements this."""
+
+from collections.abc import Callable, Mapping
+
+from inbatch_neg.backends.types import Tensor
+
+
+class Collectives:
+    """How the replicas of one training step exchange tensors.
+
+    Attributes:
+        count: The number of replicas, an int.
+        index: The index of this replica, an int or a scalar tensor.
+    """
+
+    count: int
+    index: Tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Returns the rows of all replicas, those of the first one first."""
+        raise NotImplementedError
+
+    def check_same_shapes(
+        self,
+        tensors: Mapping[str, Tensor],
+        error: Callable[[str], Exception],
+    ) -> dict[str, Tensor]:
+        """Returns the tensors; raises on every replica if shapes differ.
+
+        Args:
+            tensors: Tensors or None, by name.
+            error: Makes the exception from a description of the difference.
+        """
+        return dict(tensors)
+
+
+class Sharding:
+    """How the rows of global tensors are distributed over devices.
+
+    Attributes:
+        count: The number of devices that share the rows.
+    """
+
+    count: int
+
+    def map(
+        self,
+        function: Callable[[dict, dict, Collectives], Tensor],
+        by_row: dict[str, Tensor],
+        replicated: dict[str, Tensor],
+    ) -> Tensor:
+        """Runs `function` on every device; returns the rows of all of them.
+
+        Args:
+            function: Takes this device's part of `by_row`, all of
+                `replicated`, and the `Collectives`; returns a tensor with one
+                entry per row.
+            by_row: Tensors whose rows are distributed over the devices.
+            replicated: Tensors that every device gets as a whole.
+        """
+        raise NotImplementedError

@@ -1,0 +1,261 @@
+"""Checks of the tensors of a batch: shapes, dtypes and some values.
+
+Like the checks in `arguments`, they read static shapes and dtypes, so they
+work for symbolic tensors, while tracing and for values. Values are read only
+where that is cheap.
+"""
+
+import keras
+
+from inbatch_neg.arguments import rank, to_tensor
+from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.softmax.batch import Batch
+
+
+def to_tensors(batch: Batch) -> Batch:
+    """Returns the batch as tensors, with unchanged dtypes."""
+    return batch._replace(
+        **{k: to_tensor(k, value) for k, value in batch._asdict().items()}
+    )
+
+
+def vectors(query: Tensor, candidate: Tensor, several: bool = False) -> None:
+    """Refuses queries and candidates of a wrong shape or dtype.
+
+    Args:
+        query: (B, D).
+        candidate: (C, D).
+        several: Whether queries (B, P, D) are allowed too.
+    """
+    for name, tensor in (("query", query), ("candidate", candidate)):
+        if several and name == "query" and _has_vectors(query):
+            _vectors_a_row(query)
+        else:
+            rank(name, tensor, 2, "(rows, dimensions)")
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if not dtype.startswith(("float", "bfloat")):
+            raise TypeError(
+                f"`{name}` must hold floats. Received: dtype={dtype}"
+            )
+    rows, *_, dimensions = query.shape
+    candidates, candidate_dimensions = candidate.shape
+    if _differ(dimensions, candidate_dimensions):
+        raise ValueError(
+            "`query` and `candidate` must have the same number of "
+            "dimensions (columns). Fix: give both towers the same output size. "
+            f"Received: query.shape={_shape(query)}, "
+            f"candidate.shape={_shape(candidate)}"
+        )
+    if _known(rows, candidates) and candidates < rows:
+        raise ValueError(
+            "`candidate` must have at least as many rows as `query`: row i "
+            "is the positive of query i, and further rows are extra negatives. "
+            f"Received: query.shape={_shape(query)}, "
+            f"candidate.shape={_shape(candidate)}"
+        )
+
+
+def ids(
+    name: str,
+    tensor: Tensor,
+    rows: int | None,
+    of: str,
+) -> None:
+    """Refuses ids that are not one integer (or string) per row of `of`.
+
+    Args:
+        name: Name of the argument.
+        tensor: The ids, or None.
+        rows: The required number of ids, None if unknown.
+        of: Name of the argument that has these rows.
+    """
+    if tensor is None:
+        return
+    rank(name, tensor, 1, "(rows,)")
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if dtype not in backend.id_dtypes:
+        rule = f"`{name}` must hold integers"
+        if "string" in backend.id_dtypes:
+            rule += " or strings"
+        raise TypeError(f"{rule}{_id_remedy(dtype)} Received: dtype={dtype}")
+    _length(name, tensor, rows, of)
+
+
+def _id_remedy(dtype: str) -> str:
+    if dtype == "string":
+        return (
+            " on this backend. Fix: map strings to integers in the input "
+            "pipeline, with `keras.layers.StringLookup` or "
+            "`keras.layers.Hashing`."
+        )
+    if dtype.startswith("uint"):
+        return (
+            " that this backend can sort. Fix: cast them to int64 when they "
+            "are read, or number them from 0."
+        )
+    return (
+        ", since large ids become equal as floats. Fix: cast them to integers "
+        "when they are read, before they become floats."
+    )
+
+
+def probability(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
+    """Refuses probabilities that are not one float per row of `of`.
+
+    Negative values and NaN are refused where values can be read.
+    """
+    if tensor is None:
+        return
+    rank(name, tensor, 1, "(rows,)")
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if not dtype.startswith(("float", "bfloat")):
+        raise TypeError(
+            f"`{name}` must hold floats: probabilities or counts, not "
+            f'logarithms. Fix: `keras.ops.cast({name}, "float32")`. '
+            f"Received: dtype={dtype}"
+        )
+    _length(name, tensor, rows, of)
+    if backend.is_readable(tensor):
+        _probability_values(name, tensor)
+
+
+def _probability_values(name: str, values: Tensor) -> None:
+    """Refuses values that are below 0 or NaN."""
+    wrong = ~(keras.ops.convert_to_numpy(values) >= 0)
+    if wrong.any():
+        example = float(values[int(wrong.argmax())])
+        raise ValueError(
+            f"`{name}` must hold numbers of 0 or more: probabilities or "
+            "counts themselves, not their logarithms. Fix: "
+            f"`keras.ops.exp({name})` if these are logarithms. Received: "
+            f"{wrong.sum()} of {len(wrong)} values below 0 or NaN, for example "
+            f"{example:.6g}"
+        )
+
+
+def mask(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
+    """Refuses a mask that is not one bool per row of `of`."""
+    if tensor is None:
+        return
+    rank(name, tensor, 1, "(rows,)")
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if dtype != "bool":
+        raise TypeError(
+            f"`{name}` must hold bools, True where a candidate may be a "
+            f"negative. Received: dtype={dtype}"
+        )
+    _length(name, tensor, rows, of)
+
+
+def query_mask(mask: Tensor, query: Tensor) -> None:
+    """Refuses a mask that is not one bool per vector of `query`.
+
+    Rows without any vector are refused where values can be read.
+    """
+    if mask is None:
+        return
+    if not _has_vectors(query):
+        raise ValueError(
+            "`query_mask` needs queries of shape (rows, vectors, dimensions), "
+            "of which it masks some vectors. Do not pass it with one vector "
+            f"per row. Received: query.shape={_shape(query)}"
+        )
+    rank("query_mask", mask, 2, "(rows, vectors)")
+    dtype = keras.backend.standardize_dtype(mask.dtype)
+    if dtype != "bool":
+        raise TypeError(
+            "`query_mask` must hold bools, True where a vector is used. "
+            f"Received: dtype={dtype}"
+        )
+    if any(map(_differ, mask.shape, query.shape)):
+        raise ValueError(
+            "`query_mask` must have one entry per vector of `query`. "
+            f"Received: query_mask.shape={_shape(mask)}, "
+            f"query.shape={_shape(query)}"
+        )
+    if backend.is_readable(mask):
+        _query_mask_values(mask)
+
+
+def _query_mask_values(values: Tensor) -> None:
+    """Refuses rows without any vector."""
+    empty = ~keras.ops.convert_to_numpy(values).any(axis=1)
+    if empty.any():
+        raise ValueError(
+            "`query_mask` must be True for at least one vector of every row. "
+            "Fix: drop such rows, or keep any vector and give the row a "
+            f"`sample_weight` of 0. Received: row {int(empty.argmax())} "
+            "without any"
+        )
+
+
+def weight(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
+    """Refuses weights that are not one number per row of `of`."""
+    if tensor is None:
+        return
+    rank(name, tensor, 1, "(rows,)")
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if not dtype.startswith(("float", "bfloat", "int", "uint")):
+        raise TypeError(f"`{name}` must hold numbers. Received: dtype={dtype}")
+    _length(name, tensor, rows, of)
+
+
+def check_batch(batch: Batch) -> None:
+    """Refuses a batch whose tensors do not fit each other.
+
+    Args:
+        batch: Symbolic tensors or values.
+    """
+    vectors(batch.query, batch.candidate, several=True)
+    query_mask(batch.query_mask, batch.query)
+    rows, candidates = batch.query.shape[0], batch.candidate.shape[0]
+    check_candidate_fields(batch, candidates)
+    ids("query_ids", batch.query_ids, rows, "query")
+    weight("sample_weight", batch.sample_weight, rows, "query")
+
+
+def check_candidate_fields(batch: Batch, candidates: int | None) -> None:
+    """Refuses ids, probabilities and masks that do not fit the candidates."""
+    ids("candidate_ids", batch.candidate_ids, candidates, "candidate")
+    probability(
+        "candidate_sampling_probability",
+        batch.candidate_sampling_probability,
+        candidates,
+        "candidate",
+    )
+    mask("candidate_mask", batch.candidate_mask, candidates, "candidate")
+
+
+def _has_vectors(query: Tensor) -> bool:
+    return len(getattr(query, "shape", ())) == 3
+
+
+def _vectors_a_row(query: Tensor) -> None:
+    """Refuses queries (B, P, D) without vectors, or with an unknown P."""
+    if not query.shape[1]:
+        raise ValueError(
+            "`query` of shape (rows, vectors, dimensions) must have a static "
+            "number of vectors, 1 or more. Fix: pad rows that have fewer, and "
+            "mask the padding with `query_mask`. Received: "
+            f"query.shape={_shape(query)}"
+        )
+
+
+def _length(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
+    if _differ(tensor.shape[0], rows):
+        raise ValueError(
+            f"`{name}` must have one entry per row of `{of}`, {rows}. "
+            f"Received: {name}.shape={_shape(tensor)}"
+        )
+
+
+def _known(*sizes: int | None) -> bool:
+    return all(isinstance(size, int) for size in sizes)
+
+
+def _differ(one: int | None, other: int | None) -> bool:
+    return _known(one, other) and one != other
+
+
+def _shape(tensor: Tensor) -> tuple[int | None, ...]:
+    return tuple(tensor.shape)
