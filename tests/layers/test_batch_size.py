@@ -65,7 +65,7 @@ def assert_words(error, *words):
     assert message.startswith((REMEDY, UNKNOWN)), message
     if message.startswith(UNKNOWN):
         assert "Fix: `inbatch_neg.full_batches(data, batch_size)`" in message
-        assert "lost their size" in message
+        assert "lost their static size" in message
         assert "`InBatchNegativeSoftmax(batch_size=" in message
     for word in ("drop_remainder=True", "drop_last=True", *words):
         assert word in message, message
