@@ -231,9 +231,12 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         with backend.restore_model_state():
             if keras_internals.in_symbolic_call():
                 return self._zeros_of_output_shape(batch)
-            return self._both_directions(
-                self._checked(batch, training), training
-            )
+            batch = self._checked(batch, training)
+            result = self._one_direction(batch, training)
+            if self.symmetric:
+                reverse = self._one_direction(batch.reverse(), training)
+                result = 0.5 * (result + reverse)
+            return result
 
     def _checked(self, batch: Batch, training: bool | None) -> Batch:
         """Returns the batch as tensors; refuses a partial or invalid one."""
@@ -257,16 +260,8 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         )
         return batch.cast(self._maths_dtype).fill_queries()
 
-    def _both_directions(self, batch: Batch, training: bool | None) -> Tensor:
-        """Returns the losses, or the logits, of a checked batch."""
-        losses = self._one_direction(batch, training)
-        if self.symmetric:
-            reverse = self._one_direction(batch.reverse(), training)
-            losses = 0.5 * (losses + reverse)
-        return losses
-
     def _one_direction(self, batch: Batch, training: bool | None) -> Tensor:
-        """Returns the losses, or the logits, of the queries of the batch."""
+        """Returns the losses, or the logits, of a checked batch."""
         uniform = None
         if self._negatives.is_random:
             uniform = self._negatives.draw(self.seed_generator)
