@@ -68,8 +68,8 @@ def in_batch_softmax_loss(
 
     Raises:
         ValueError: for a wrong shape; a temperature that is a number and not
-            above 0; probabilities below 0 or NaN in an eager call (in a
-            compiled step they give NaN losses).
+            above 0; probabilities that are negative or NaN, if they can be
+            read, as in eager calls (they give NaN losses otherwise).
         TypeError: for a wrong dtype, such as float ids or integer
             probabilities.
 

@@ -27,13 +27,14 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
     The last layer of a two-tower model that is trained on positive pairs
     alone: row i of the candidates is the positive of query i, and the other
-    rows are its negatives. Losses and gradients are exact, and the B x C
-    matrix of scores is never kept, so a batch of tens of thousands of rows
-    fits into memory. Train with `InBatchNegativeLoss`.
+    rows are its negatives. Losses and gradients are exact. Only small batches
+    keep the B x C matrix of scores, so tens of thousands of rows fit into
+    memory. Train with `InBatchNegativeLoss`.
 
-    Pass the ids. Without them false negatives stay in: in each row, (B - 1)
-    times the item's share of the data on average. No error shows this. (About
-    4 of 1,023 on MovieLens-100K with B = 1,024, where the recall is the same.)
+    Pass the ids. Without them, false negatives stay in, and no error says so:
+    a row is expected to have (B - 1) times its item's share of the data. On
+    MovieLens-100K with B = 1,024, about 4 of 1,023 negatives are false, and
+    the recall is the same with ids and without.
 
     Args:
         num_negatives: Integer below B, how many of the B - 1 in-batch
@@ -47,7 +48,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             than 1 for normalised towers (0.05 to 0.2). Defaults to 1.0.
             `"learned"`: a weight, stored as the logarithm of its inverse,
             that starts at 0.07 and stays at 0.01 or above. A scalar
-            `keras.Variable`: is saved with the layer and trains if it is
+            `keras.Variable` is saved with the layer, and trains if it is
             trainable; `layer.temperature = value` sets it between two steps.
         symmetric: Whether the loss is the mean of the above and of the
             softmax of each candidate's query among the other queries. Ids
@@ -191,9 +192,9 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 probability that a given row holds the candidate, not its
                 logarithm. Counts, as floats, serve as well: they are right up
                 to a constant factor, which the softmax cancels. Zero and
-                values below 1.2e-38 count as 1.2e-38; negative values and NaN
-                are an error in an eager call and give NaN losses in a
-                compiled step.
+                values below 1.2e-38 count as 1.2e-38. Negative values and NaN
+                are an error if they can be read, as in eager calls, and give
+                NaN losses otherwise.
             candidate_mask: (C,) bools. False: this candidate is a negative of
                 no row. A row's own positive always stays.
             sample_weight: (B,) numbers that multiply the losses. With
@@ -230,9 +231,12 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         with backend.restore_model_state():
             if keras_internals.in_symbolic_call():
                 return self._zeros_of_output_shape(batch)
-            return self._both_directions(
-                self._checked(batch, training), training
-            )
+            batch = self._checked(batch, training)
+            result = self._one_direction(batch, training)
+            if self.symmetric:
+                reverse = self._one_direction(batch.reverse(), training)
+                result = 0.5 * (result + reverse)
+            return result
 
     def _checked(self, batch: Batch, training: bool | None) -> Batch:
         """Returns the batch as tensors; refuses a partial or invalid one."""
@@ -256,16 +260,8 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         )
         return batch.cast(self._maths_dtype).fill_queries()
 
-    def _both_directions(self, batch: Batch, training: bool | None) -> Tensor:
-        """Returns the losses, or the logits, of a checked batch."""
-        losses = self._one_direction(batch, training)
-        if self.symmetric:
-            reverse = self._one_direction(batch.reverse(), training)
-            losses = 0.5 * (losses + reverse)
-        return losses
-
     def _one_direction(self, batch: Batch, training: bool | None) -> Tensor:
-        """Returns the losses, or the logits, of the queries of the batch."""
+        """Returns the losses, or the logits, of a checked batch."""
         uniform = None
         if self._negatives.is_random:
             uniform = self._negatives.draw(self.seed_generator)

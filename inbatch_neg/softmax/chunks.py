@@ -19,16 +19,16 @@ class RowChunks:
 
     Args:
         rows: B, an int, or a scalar tensor if it is unknown.
-        most: The largest number of rows in a chunk, an int.
+        max_rows: The largest number of rows in a chunk, an int.
 
     Attributes:
         size: R, an int, or a scalar tensor if B is unknown.
         count: Number of chunks, likewise.
     """
 
-    def __init__(self, rows: Size, most: int) -> None:
+    def __init__(self, rows: Size, max_rows: int) -> None:
         self._rows = rows
-        self.size = _minimum(rows, most)
+        self.size = _minimum(rows, max_rows)
         self.count = -(-rows // self.size)
         known = isinstance(rows, int)
         self._may_overlap = not known or rows % self.size != 0
@@ -92,7 +92,7 @@ class Chunks(RowChunks):
             candidates may have P vectors each, (B, P, D).
         candidate: (C, D), row i the positive of query i.
         scoring: The `Scoring` of the batch.
-        most: The largest number of rows in a chunk. None: a fast one.
+        max_rows: The largest number of rows in a chunk. None: a fast one.
     """
 
     def __init__(
@@ -100,14 +100,16 @@ class Chunks(RowChunks):
         query: Tensor,
         candidate: Tensor,
         scoring: Scoring,
-        most: int | None = None,
+        max_rows: int | None = None,
     ) -> None:
         self._queries = vectors.split(query)
         self._candidates = vectors.split(candidate)
         self._scoring = scoring
-        if most is None:
-            most = _most_rows(candidate, vectors.count(query, candidate))
-        super().__init__(ops.shape(query)[0], most)
+        if max_rows is None:
+            max_rows = _rows_of_fast_chunk(
+                candidate, vectors.count(query, candidate)
+            )
+        super().__init__(ops.shape(query)[0], max_rows)
 
     def own_places(self, start: Size) -> Tensor:
         """Returns (R, 2) int32, the indices of the positives in the chunk."""
@@ -184,7 +186,7 @@ class Chunks(RowChunks):
         return ops.where(hit, masked, scores)
 
 
-def _most_rows(candidate: Tensor, count: int) -> int:
+def _rows_of_fast_chunk(candidate: Tensor, count: int) -> int:
     """Returns how many rows make a fast chunk, with `count` vectors per row.
 
     With several vectors, a chunk has up to 2P tables: the products and the
@@ -192,16 +194,16 @@ def _most_rows(candidate: Tensor, count: int) -> int:
     """
     tuning = backend.tuning(candidate)
     scores, fewest = tuning.chunk_scores, tuning.min_chunk_rows
-    most = tuning.max_chunk_rows
+    max_rows = tuning.max_chunk_rows
     if count > 1:
         scores, fewest = tuning.table_scores, max(fewest // 2, 1)
-        most = max(most // 2, 1)
+        max_rows = max(max_rows // 2, 1)
     candidates = candidate.shape[0]
     if candidates is None:
-        return most
+        return max_rows
     rows = max(scores // candidates, fewest)
     limit = max(tuning.max_chunk_scores // candidates, 1)
-    return min(rows, most, limit)
+    return min(rows, max_rows, limit)
 
 
 def _minimum(one: Size, other: Size) -> Size:

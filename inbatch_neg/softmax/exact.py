@@ -110,7 +110,7 @@ def _is_dense(query: Tensor, candidate: Tensor) -> bool:
 
 def _dense_loss(query: Tensor, candidate: Tensor, scoring: Scoring) -> Tensor:
     """Returns (B,) unweighted losses, differentiated by the backend."""
-    chunks = Chunks(query, candidate, scoring, most=query.shape[0])
+    chunks = Chunks(query, candidate, scoring, max_rows=query.shape[0])
     scores = chunks.scores(0, include_positive=True, matmul=backend.matmul)
     # Subtracted from 0: a negated loss of 0 would be -0.
     return 0.0 - chunks.own(ops.log_softmax(scores), 0)

@@ -115,20 +115,22 @@ def _rotate(
         columns: The number of columns of the result.
     """
     rows, dimensions = ops.shape(tensor)
-    most = _MIN_ROWS
+    max_rows = _MIN_ROWS
     if isinstance(shifts.shape[0], int):
-        most = max(_GATHERED_FLOATS // (shifts.shape[0] * dimensions), most)
+        max_rows = max(
+            _GATHERED_FLOATS // (shifts.shape[0] * dimensions), max_rows
+        )
 
     def of_chunk(chunks: RowChunks, start: Size, shifts: Tensor) -> Tensor:
         places = _around(chunks.numbers(start), shifts, ops.shape(others)[0])
         rotated = ops.take(others, places, axis=0)  # (R, N, D)
         return function(start, chunks, rotated)
 
-    chunks = RowChunks(rows, most)
+    chunks = RowChunks(rows, max_rows)
     if isinstance(rows, int) and chunks.count <= _MAX_UNROLLED:
         parts: list[Tensor] = []
-        for start in range(0, rows, most):
-            part = RowChunks(rows, min(most, rows - start))
+        for start in range(0, rows, max_rows):
+            part = RowChunks(rows, min(max_rows, rows - start))
             if parts:
                 # Only one chunk of vectors is in memory at a time.
                 shifts = backend.with_control_dependency(shifts, parts[-1])

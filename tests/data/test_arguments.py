@@ -114,7 +114,7 @@ COLUMNS = {
         "Fill",
     ),
     "int objects": ([1, None] * 5, "missing", "Fill"),
-    "mixed": ([1, "a"] * 5, "strings beside", "all of them"),
+    "mixed": ([1, "a"] * 5, "strings and", "all of them"),
     "huge": ([2**70] * 10, "objects of type int", "Encode"),
     "ints and floats": (
         np.array([2**53 + 1, 0.5] * 5, object),

@@ -185,7 +185,7 @@ def test_it_logs_what_is_left_out(caplog):
             epoch(plain), epoch(shuffled)
     first, second = caplog.messages
     assert "last 2 of 10 rows in every epoch" in first
-    assert "2 of 10 rows an epoch" in second
+    assert "2 of 10 rows in each epoch" in second
     caplog.clear()
     full_batches(NUMBERS, 5)
     assert not caplog.messages

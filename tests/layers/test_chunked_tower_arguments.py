@@ -69,7 +69,7 @@ REFUSED = [
     (AddsLoss, "`tower` must not call `add_loss`"),
     (
         lambda: layers.Dense(2, activity_regularizer="l2"),
-        "after the `ChunkedTower`, on its outputs",
+        "to the outputs of the `ChunkedTower`",
     ),
     (AssignsWeight, "`tower` must not assign a trainable weight"),
 ]

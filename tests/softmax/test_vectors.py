@@ -102,7 +102,7 @@ def test_of_equal_vectors_the_first_gets_the_gradient(chunked, compiled):
 def test_a_row_without_vectors_is_refused_where_it_is_known():
     mask = np.array([[True, False], [False, False], [True, True]])
     query, candidate = np.ones((3, 2, 4), "float32"), np.ones((3, 4), "float32")
-    words = "`query_mask` must leave every row .*row 1 without any"
+    words = "`query_mask` must be True for .*row 1 without any"
     with pytest.raises(ValueError, match=words):
         ops.in_batch_softmax_loss(query, candidate, query_mask=mask)
     with pytest.raises(ValueError, match=words):
