@@ -79,7 +79,7 @@ def test_state_goes_from_chunk_to_chunk(name, way):
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [w for w in WAYS if w != "eager"] or WAYS)
 def test_attention_dropout(way):
     batch = towers.rows_of(10)
     one, other = (copy(lambda: towers.encoder(dropout=0.5)) for _ in "ab")

@@ -56,6 +56,19 @@ def encoder(dropout=0.0, dtype=None):
     )
 
 
+def light_encoder():
+    """Returns a model as `encoder`, of few operations.
+
+    For eager calls, of which JAX compiles each operation by itself.
+    """
+    given = inputs()
+    words = layers.Embedding(WORDS, WIDTH, mask_zero=True)(given["ids"])
+    pooled = layers.GlobalAveragePooling1D()(words)
+    x = layers.Dense(WIDTH, activation="tanh")(given["x"])
+    vector = layers.Dense(WIDTH)(layers.Concatenate()([pooled, x]))
+    return keras.Model(given, {"vector": vector, "parts": (pooled, x)})
+
+
 class Wrapped(keras.Model):
     """A subclassed model of a layer, so that Keras calls it as it does."""
 
