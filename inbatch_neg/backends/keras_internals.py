@@ -110,7 +110,17 @@ def keep_weights(
 
     For errors from Keras and from the data, which do not pass through
     `restore_model_state`.
+
+    Raises:
+        RuntimeError: if the weights are not in the model.
     """
+    if any(is_taken_out(variable) for variable in model.variables):
+        raise RuntimeError(
+            f"`{model.name}` has no weights here: on this backend Keras has "
+            "taken them out of the model that trains, for the epoch. Fix: "
+            "evaluate in `on_epoch_end`, or call `model.jax_state_sync()` of "
+            "the model that trains first."
+        )
     before = [(v, v.value) for v in model.variables]
     if model.steps_per_execution > 1:
         # The first of several steps takes over the memory, and if the second

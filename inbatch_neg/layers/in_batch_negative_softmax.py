@@ -112,7 +112,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
         self._negatives = NegativeSampling(num_negatives, sampling)
-        self._temperature = Temperature(self, temperature, self._maths_dtype)
+        self._temperature = Temperature(self, temperature, self.compute_dtype)
         # A variable is tracked as an attribute of the layer.
         self._temperature_variable = self._temperature.variable
         self.symmetric = arguments.flag("symmetric", symmetric)
@@ -134,6 +134,15 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         self.seed = seed
         if self._negatives.is_random:
             self.seed_generator = keras.random.SeedGenerator(seed)
+
+    @property
+    def compute_dtype(self) -> str:
+        """float32, or float64: scores and losses are never rounded further.
+
+        With that of a mixed policy, Keras would also round a variable that is
+        given as the temperature.
+        """
+        return "float64" if self.variable_dtype == "float64" else "float32"
 
     @property
     def num_negatives(self) -> int | None:
@@ -258,7 +267,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 self._batch_size.label,
             )
         )
-        return batch.cast(self._maths_dtype).fill_queries()
+        return batch.cast(self.compute_dtype).fill_queries()
 
     def _one_direction(self, batch: Batch, training: bool | None) -> Tensor:
         """Returns the losses, or the logits, of a checked batch."""
@@ -291,11 +300,6 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         self._negatives.check_batch(batch, self.symmetric, self._replicas)
 
     @property
-    def _maths_dtype(self) -> str:
-        # Scores and losses have 32 bits under half-precision policies too.
-        return "float64" if self.variable_dtype == "float64" else "float32"
-
-    @property
     def _replicas(self) -> int:
         """How many replicas' candidates a row is scored against."""
         return backend.replica_count() if self.cross_replica else 1
@@ -310,7 +314,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         if not backend.symbolic_call_sees_means():
             self._check(batch)
         shape = self._output_shape(batch.rows, batch.candidates)
-        return ops.zeros(shape, self._maths_dtype)
+        return ops.zeros(shape, self.compute_dtype)
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the symbolic output; the number of rows may be unknown."""
@@ -322,7 +326,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             self._check(batch)
             shape = self._output_shape(query.shape[0], candidate.shape[0])
         self._batch_size.check_symbolic(self.name, query.shape)
-        return keras.KerasTensor(shape, dtype=self._maths_dtype)
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def save_own_variables(self, store: Any) -> None:
         """Also saves the state of the random shifts, which Keras does not."""

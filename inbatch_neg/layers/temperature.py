@@ -24,7 +24,7 @@ class Temperature:
         layer: The layer, which tracks and saves the learned weight.
         value: A number above 0; a scalar `keras.Variable`; or `"learned"`, a
             weight that is stored as the logarithm of its inverse.
-        dtype: Dtype of the learned weight.
+        dtype: Dtype of the learned weight, and of what a variable gives.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class Temperature:
         value: float | str | keras.Variable,
         dtype: str,
     ) -> None:
+        self._dtype = dtype
         self._number: float | None = None
         self._log_scale = None
         self.variable = None
@@ -59,7 +60,7 @@ class Temperature:
         if self._number is not None:
             return self._number
         if self.variable is not None:
-            return ops.convert_to_tensor(self.variable)
+            return ops.cast(self.variable, self._dtype)
         log_scale = ops.convert_to_tensor(self._log_scale)
         beyond = ops.maximum(log_scale - _MAX_LOG_SCALE, 0)
         return ops.exp(ops.stop_gradient(beyond) - log_scale)

@@ -357,6 +357,29 @@ def test_evaluating_does_not_change_the_training():
     assert fit(keras.callbacks.Callback(), model)["loss"] == losses
 
 
+def test_after_a_batch_of_an_epoch():
+    """On JAX the towers have no weights there, and the error says so."""
+    model, user, item = towers()
+    users, items = np.arange(60, dtype="int32"), np.arange(50, dtype="int32")
+    evaluation = RetrievalEvaluation(
+        user, item, users, users % 50, items, k=10, verbose=0
+    )
+    found = []
+
+    def evaluate(batch, logs):
+        try:
+            found.append(evaluation())
+        except RuntimeError as error:
+            assert "`model.jax_state_sync()`" in str(error)
+            model.jax_state_sync()
+            found.append(evaluation())
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=evaluate)
+    models.fit(model, models.full(256, 64), epochs=1, callbacks=[callback])
+    assert len(found) == 4
+    assert found[-1] == evaluation()
+
+
 def test_datasets_and_dicts_and_mixed_precision(capsys):
     import tensorflow as tf
 

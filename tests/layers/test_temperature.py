@@ -100,6 +100,28 @@ def test_a_variable_trains_if_it_is_trainable(trainable):
         assert float(to_numpy(variable)) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_a_variable_of_another_dtype(dtype):
+    rows = np.eye(4, 3, dtype="float32")
+    losses = InBatchNegativeSoftmax(
+        temperature=keras.Variable(0.5, dtype=dtype)
+    )(rows, rows)
+    expected = InBatchNegativeSoftmax(temperature=0.5)(rows, rows)
+    assert keras.backend.standardize_dtype(losses.dtype) == "float32"
+    np.testing.assert_allclose(to_numpy(losses), to_numpy(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_mixed_policy_does_not_round_a_variable(policy):
+    rows = np.eye(4, 3, dtype="float32")
+    variable = keras.Variable(0.1)
+    losses = InBatchNegativeSoftmax(temperature=variable, dtype=policy)(
+        rows, rows
+    )
+    expected = InBatchNegativeSoftmax(temperature=0.1)(rows, rows)
+    np.testing.assert_allclose(to_numpy(losses), to_numpy(expected), rtol=1e-6)
+
+
 def test_a_number_is_no_weight():
     assert InBatchNegativeSoftmax(temperature=0.5).variables == []
     assert InBatchNegativeSoftmax(temperature=0.5).temperature == 0.5
@@ -128,7 +150,7 @@ def test_bad_values(value):
     layer = InBatchNegativeSoftmax(temperature=keras.Variable(0.5))
     with pytest.raises(ValueError, match="finite number above 0"):
         layer.temperature = value
-    assert float(layer.temperature) == 0.5
+    assert to_numpy(layer.temperature) == 0.5
 
 
 @pytest.mark.backends("jax")  # where the weights leave the model
