@@ -29,7 +29,8 @@ LINES = 8  # of the body, that are read
 LEAST_WORDS = 4  # of a description, and of the code
 MOST_BYTES = 400_000  # of a file; larger ones are tables or generated
 SIMILAR = 0.7  # share of common word pairs that makes a near-duplicate
-PAD, UNKNOWN = 0, 1  # numbers in place of words
+PAD = 0  # the number in place of a word that is not there
+BUCKETS = 4096  # numbers of the rare words
 
 LEFT_OUT = re.compile(r"(conf)?tests?|testing|idle_test|_?vendor(ed)?|extern")
 TEST_FILE = re.compile(r"(test_.*|.*_test|conftest)\.py")
@@ -177,32 +178,39 @@ def words(text):
 
 
 class Vocabulary:
-    """Numbers of the words that occur in several of the texts."""
+    """Numbers of the words that occur in several of the texts.
+
+    The others, such as the names that only a held-out package has, share the
+    first numbers by their hash: a rare word is still the same as itself.
+    """
 
     def __init__(self, known):
         self.known = list(known)
-        self.number = {w: i for i, w in enumerate(self.known, UNKNOWN + 1)}
+        self.number = {w: i for i, w in enumerate(self.known, 1 + BUCKETS)}
 
     @classmethod
     def of(cls, functions, size):
-        """Returns that of the most frequent words."""
+        """Returns that of at most `size` words, the most frequent."""
         counts = collections.Counter()
         for function in functions:
             counts.update({*words(function.description)})
             counts.update({*words(function.code)})
-        often = [w for w, n in counts.most_common(size - 2) if n > 1]
-        return cls(often)
+        return cls(w for w, n in counts.most_common(size) if n > 2)
 
     def __len__(self):
-        return len(self.known) + 2
+        return 1 + BUCKETS + len(self.known)
 
     def encode(self, texts, length):
         """Returns numbers (texts, length), cut or padded with `PAD`."""
         numbers = np.full((len(texts), length), PAD, "int32")
         for row, text in zip(numbers, texts):
-            found = [self.number.get(w, UNKNOWN) for w in words(text)][:length]
+            found = [self._number(word) for word in words(text)[:length]]
             row[: len(found)] = found
         return numbers
+
+    def _number(self, word):
+        bucket = 1 + zlib.crc32(word.encode()) % BUCKETS
+        return self.number.get(word, bucket)
 
 
 class NearDuplicates:
