@@ -100,9 +100,9 @@ def _packages(folders):
             # The folder of the packages may be one in the standard library's.
             if "site-packages" in parents or TEST_FILE.fullmatch(name):
                 continue
-            if any(map(LEFT_OUT.fullmatch, parents)):
-                continue
             parts = [*parents, name.removesuffix(".py")]
+            if any(map(LEFT_OUT.fullmatch, parts)):
+                continue
             if len(parts) > 1 and parts[-1] == "__init__":
                 parts.pop()
             packages[parts[0]].append((path, ".".join(parts)))
