@@ -16,6 +16,7 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # docs/training.md and docs/serving.md have tests of their own; docs/replicas.md
 # needs several workers, and tests/replicas runs its code.
 PAGES = (
+    "beyond-memory.md",
     "evaluation.md",
     "negatives.md",
     # Its index is not installed beside the oldest Keras.
