@@ -21,6 +21,7 @@ from mkdocs.structure.pages import Page
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = {
     "index.md": "README.md",
+    "index.zh-CN.md": "README.zh-CN.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
