@@ -195,6 +195,14 @@ def browse(site, executable, screenshots=None):
         context = browser.new_context(**DEVICES["desktop"])
         search(context, home, "rotation_logits", "api/", problems)
         search(context, home, "streaming probability", "negatives/", problems)
+        search(
+            context,
+            home,
+            "`num_negatives` must be smaller than the batch: a row has 7",
+            "what-went-wrong/#num_negatives-and-sampling",
+            problems,
+        )
+        search(context, home, "负样本", "zh-CN/", problems)
         copy(context, home, problems)
         browser.close()
     problems += broken_links(site, home, links, ids)
