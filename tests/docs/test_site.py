@@ -58,3 +58,9 @@ def test_every_public_member_is_documented(name):
             )
             if documented and not member.startswith("_"):
                 assert inspect.getdoc(value), f"{name}.{member}"
+
+
+def test_the_citation_has_the_version_of_the_package():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^version: (.*)$", text, re.M)
+    assert version == inbatch_neg.__version__
