@@ -2,7 +2,7 @@
 
 They are read in `help()` first: "Example:" stands alone, with its `>>>` lines
 below it at the same indentation, and "References:" and "Differs from:" begin
-paragraphs.
+paragraphs. A page of docs/ is named by its path.
 """
 
 import re
@@ -11,6 +11,7 @@ from typing import Any
 import griffe
 
 _EXAMPLE = re.compile(r"^Examples?:\n((?:(?!\n\n)(?:.|\n))*)", re.M)
+_PAGE = re.compile(r"`?\bdocs/([\w-]+\.md)\b`?")
 _PARAGRAPH = re.compile(r"^(References|Differs from): ", re.M)
 
 
@@ -23,7 +24,8 @@ def to_google(text: str) -> str:
         lines = match[1].rstrip("\n").split("\n")
         return "Examples:\n" + "\n".join(f"    {line}" for line in lines)
 
-    return _PARAGRAPH.sub(r"**\1:** ", _EXAMPLE.sub(example, text))
+    text = _PAGE.sub(r"[\1](../\1)", _EXAMPLE.sub(example, text))
+    return _PARAGRAPH.sub(r"**\1:** ", text)
 
 
 class Docstrings(griffe.Extension):
