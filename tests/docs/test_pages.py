@@ -90,6 +90,19 @@ def test_training_page_is_right(tmp_path, monkeypatch):
     assert np.all(np.isfinite(gradients["x"]))
 
 
+def test_start_page_gives_its_numbers(tmp_path, monkeypatch, capsys):
+    page = run("start.md", tmp_path, monkeypatch)
+    loss, recall = (page["history"][name] for name in ("loss", "val_recall@10"))
+    assert len(loss) == 10 and len(capsys.readouterr().out.splitlines()) == 3
+    # About log 1,024 at first. In the end, the row's item cannot be told from
+    # the 1 in 20 of its kind.
+    assert loss[0] == pytest.approx(np.log(1024), abs=0.2)
+    assert loss[-1] == pytest.approx(np.log(1024 / 20), abs=0.1)
+    # Ten are shown, of the 14 that remain.
+    assert recall[-1] == pytest.approx(10 / 14, abs=0.03)
+    assert page["kind"][0] == page["ids"][0][0] % page["KINDS"]
+
+
 LOADS = """
 import sys
 import keras
@@ -152,9 +165,12 @@ def headings(path):
 
 @pytest.mark.parametrize(
     "path",
-    [DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"]
-    + sorted(DOCS.glob("*.md")),
-    ids=lambda path: path.name,
+    [
+        *sorted(DOCS.parent.glob("README*.md")),
+        DOCS.parent / "CONTRIBUTING.md",
+        *sorted(DOCS.rglob("*.md")),
+    ],
+    ids=lambda path: path.relative_to(DOCS.parent).as_posix(),
 )
 def test_links_lead_somewhere(path):
     for link in re.findall(
@@ -167,7 +183,11 @@ def test_links_lead_somewhere(path):
             continue
         else:
             # An index page shows the README alone, without what is beside it.
-            assert path.name != "README.md" or not place, link
+            assert not path.name.startswith("README") or not place, link
             target = path.parent / place if place else path
         assert target.exists(), link
+        if target.suffix == ".svg":
+            # For light or for dark pages, as the site and GitHub read it.
+            assert re.fullmatch("gh-(light|dark)-mode-only", anchor), link
+            continue
         assert not anchor or anchor in headings(target), link
