@@ -15,7 +15,7 @@ def _unit(vectors):
 def _theirs(candidate, labels, **arguments):
     query, candidate, labels = map(torch.tensor, (QUERY, candidate, labels))
     return NTXentLoss(**arguments)(
-        query, labels, ref_emb=candidate, ref_labels=labels
+        query, labels, ref_emb=candidate, ref_labels=labels.clone()
     ).item()
 
 
@@ -26,7 +26,15 @@ def comparisons():
     of_id = CANDIDATE[[int(np.argmax(IDS == id)) for id in IDS]]
     pairs = (IDS[:, None] == IDS[None, :]).sum(1).astype("float32")
     products = DotProductSimilarity(normalize_embeddings=False)
+    labels = torch.tensor(rows)
+    no_positives = NTXentLoss()(
+        torch.tensor(QUERY),
+        labels,
+        ref_emb=torch.tensor(CANDIDATE),
+        ref_labels=labels,
+    )
     return [
+        ("the same tensor of labels", no_positives.item(), 0.0),
         (
             "one label for each row, 0.07 by default",
             _theirs(CANDIDATE, rows),
