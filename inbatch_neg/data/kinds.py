@@ -128,7 +128,7 @@ def _from_files(data: Any, chosen: Options) -> Any:
             "Parquet files need pyarrow: pip install 'inbatch_neg[parquet]'"
         ) from error
     if _are_files(data):
-        data = parquet.open_files(data)
+        data = parquet.open_files(data, chosen)
     return _deliver(parquet.from_dataset(data, chosen))
 
 
