@@ -146,6 +146,27 @@ def leaves(nest: Any) -> list[Any]:
     return result
 
 
+def number_of_rows(nest: Any, what: str) -> int:
+    """Returns the number of rows of a nest of arrays.
+
+    Args:
+        nest: Dicts and tuples of arrays.
+        what: The arrays in error messages.
+
+    Raises:
+        ValueError: if the arrays differ in length, or there is none.
+    """
+    rows: dict[str, int] = {}
+    map_leaves(lambda leaf, name: rows.update({name: len(leaf)}), nest)
+    if len(set(rows.values())) != 1:
+        received = ", ".join(f"{name}: {n}" for name, n in rows.items())
+        raise ValueError(
+            f"{what} must have the same number of rows. Received: "
+            f"{received or 'no array'}"
+        )
+    return next(iter(rows.values()))
+
+
 def form(nest: Any) -> Any:
     """Returns the nest with True in place of its leaves, to compare."""
     return map_leaves(lambda leaf, name: True, nest)

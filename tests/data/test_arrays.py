@@ -209,7 +209,7 @@ def test_too_few_rows():
 
 
 def test_lengths():
-    with pytest.raises(ValueError, match=r"same number of rows.*\[5, 6\]"):
+    with pytest.raises(ValueError, match=r"data\['a'\]: 5, data\['b'\]: 6"):
         full_batches({"a": np.arange(5), "b": np.arange(6)}, 2)
 
 
@@ -223,6 +223,12 @@ def test_a_list_of_arrays_is_refused():
     assert len(batch) == 1 and len(batch[0]) == 2
     ((x, y),) = epoch(full_batches(([users, items], users), 64))
     assert len(x) == 2 and len(y) == 64
+
+
+def test_a_list_of_dicts_is_refused():
+    rows = [{"user": 1, "item": 2}] * 8
+    with pytest.raises(TypeError, match=r"pandas\.DataFrame\(data\).*batched"):
+        full_batches(rows, 4)
 
 
 def test_it_logs_what_is_left_out(caplog):

@@ -149,8 +149,10 @@ def test_what_the_source_hears():
 
 def test_processes():
     source = Batches(workers=2, use_multiprocessing=True)
-    batches = epoch(full_batches(source, 8, batched=True))
-    assert column(batches, "user").tolist() == list(range(16))
+    dataset = full_batches(source, 8, batched=True)
+    for _ in range(2):
+        batches = epoch(dataset)
+        assert column(batches, "user").tolist() == list(range(16))
     assert not source.threads  # nothing was read here
 
 
@@ -184,8 +186,13 @@ BAD = {
     "columns": ([{"a": [1]}, {"b": [1]}], "same columns"),
     "dtype": ([{"a": [1, 2]}, {"a": [1.5]}], r"data\['a'\].*int64.*float64"),
     "shape": ([{"a": [[1]]}, {"a": [[1, 2]]}], r"data\['a'\].*Pad"),
-    "rows": ([{"a": [1, 2], "b": [1]}], r"same number of rows.*\[1, 2\]"),
+    "rows": (
+        [{"a": [1, 2], "b": [1]}],
+        r"same number of rows.*\['a'\]: 2.*\['b'\]: 1",
+    ),
     "scalar": ([{"a": np.int64(1)}], r"data\['a'\], a scalar"),
+    "row": ([{"a": 1}], r"batch them first.*data\['a'\], a scalar"),
+    "number": (range(5), "batch them first.*data, a scalar"),
     "missing": ([{"a": [1, None]}], r"data\['a'\].*missing values"),
 }
 
