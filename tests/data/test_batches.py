@@ -312,7 +312,7 @@ def test_one_process_reads_it():
 @pytest.mark.parametrize("remainder", ["drop", "pad"])
 def test_a_pass_after_one_that_stopped_early(steps, remainder):
     """`predict` after `predict(steps=...)`: from the first row again."""
-    dataset = full_batches(Batches(), 8, batched=True, remainder=remainder)
+    dataset = full_batches(Batches(), 3, batched=True, remainder=remainder)
     user = keras.Input((), dtype="int32", name="user")
     item = keras.Input((), dtype="int32", name="item")
     mask = keras.Input((), dtype="bool", name="candidate_mask")
@@ -321,9 +321,9 @@ def test_a_pass_after_one_that_stopped_early(steps, remainder):
         inputs["candidate_mask"] = mask
     model = keras.Model(inputs, keras.ops.cast(user, "int32"))
     whole = model.predict(dataset, verbose=0).tolist()
-    rows = list(range(16)) if remainder == "drop" else [*range(20), *[19] * 4]
+    rows = list(range(18)) if remainder == "drop" else [*range(20), 19]
     assert whole == rows
-    model.predict(dataset, steps=min(steps, len(dataset)), verbose=0)
+    model.predict(dataset, steps=steps, verbose=0)
     assert model.predict(dataset, verbose=0).tolist() == rows
 
 
