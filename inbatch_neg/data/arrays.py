@@ -27,18 +27,13 @@ class Rows:
     def __init__(self, data: Any, names: tuple[str, ...] | None) -> None:
         nest = structures.select(structures.as_nest(data), names)
         self.arrays = structures.map_leaves(columns.as_array, nest)
-        arrays = structures.leaves(self.arrays)
-        lengths = {len(array) for array in arrays}
-        if not arrays:
+        if not structures.leaves(self.arrays):
             raise ValueError(
                 f"`data` must have columns. Received: data={data!r}"
             )
-        if len(lengths) != 1:
-            raise ValueError(
-                "The arrays in `data` must have the same number of rows. "
-                f"Received: {sorted(lengths)} rows"
-            )
-        (self.rows,) = lengths
+        self.rows = structures.number_of_rows(
+            self.arrays, "The arrays in `data`"
+        )
 
     def take(self, places: np.ndarray) -> Any:
         """Returns the nest of the rows with these indices."""

@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import re
 from typing import Any, NoReturn
 
 import numpy as np
@@ -29,6 +30,8 @@ def as_array(column: Any, name: str) -> np.ndarray:
         ValueError: if it has no rows, missing values or rows of unequal size.
     """
     _refuse_sparse(column, name)
+    if is_instance(column, "datasets", "arrow_dataset.Column"):
+        column = column[:]
     if is_instance(
         column, "pandas", "Series", "Index", "api.extensions.ExtensionArray"
     ):
@@ -41,6 +44,8 @@ def as_array(column: Any, name: str) -> np.ndarray:
         array = column.detach().cpu().numpy()
     elif isinstance(column, list):
         array = _from_list(column, name)
+    elif isinstance(column, np.ma.MaskedArray):
+        array = _from_masked(column, name)
     elif hasattr(column, "shape") and hasattr(column, "__array__"):
         array = np.asarray(column)
     else:
@@ -61,7 +66,10 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
         array = _from_objects(array, name)
         kind = array.dtype.kind
     if kind in "Mm":
-        _refuse(name, f"dates or times ({array.dtype})", _ENCODE_DATES)
+        _refuse_missing(
+            name, _rows_with(np.isnat(array)), len(array), str(array.dtype)
+        )
+        _refuse_dates(name, str(array.dtype), _OF_NUMPY[kind])
     if kind == "T":  # NumPy's strings of any length
         array = _from_objects(array.astype(object), name)
         kind = array.dtype.kind
@@ -77,13 +85,30 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
         ("bfloat", "float")
     ):
         _refuse(name, f"{array.dtype} values", "Encode them as numbers.")
+    if kind == "f" and array.dtype.itemsize > 8:
+        _refuse(
+            name,
+            f"{array.dtype} values",
+            "Convert them to float64: `column.astype('float64')`.",
+        )
     return array
 
 
-_ENCODE_DATES = (
-    "Encode them as numbers, as in "
-    "`frame[name].astype('datetime64[s]').astype('int64')`."
-)
+def _rows_with(flags: np.ndarray) -> int:
+    """Returns the number of rows in which a flag is set."""
+    return int(flags.reshape(len(flags), -1).any(axis=1).sum())
+
+
+# How to encode dates and times as seconds, for NumPy's kinds and pandas'.
+_OF_NUMPY = {
+    "M": "numpy.array(column, 'datetime64[s]').astype('int64')",
+    "m": "numpy.array(column, 'timedelta64[s]').astype('int64')",
+}
+_OF_PANDAS = {
+    "M": "column.astype('datetime64[s]').astype('int64')",
+    "m": "column.astype('timedelta64[s]').astype('int64')",
+}
+_WITH_TIME_ZONE = "column.astype('datetime64[s, UTC]').astype('int64')"
 _PAD = (
     "Pad the rows to one length and pass one array of shape (rows, length), "
     "for example with keras.utils.pad_sequences or numpy.stack."
@@ -94,9 +119,23 @@ _FILL = "Fill them, for example with a separate id, or drop those rows."
 def _refuse(
     name: str, what: str, remedy: str, error: type[Exception] = TypeError
 ) -> NoReturn:
-    raise error(
-        f"`{name}` holds {what}. {remedy} A column that is not needed can be "
-        "left out with `columns=`."
+    message = f"`{name}` holds {what}. {remedy}"
+    if _SELECTABLE.fullmatch(name):
+        message += (
+            " A column that is not needed can be left out with `columns=`."
+        )
+    raise error(message)
+
+
+# A named column of the data, or of the `x` of a tuple.
+_SELECTABLE = re.compile(r"""data(\[0\])?\[('[^']*'|"[^"]*")\]""")
+
+
+def _refuse_dates(name: str, what: str, expression: str) -> NoReturn:
+    _refuse(
+        name,
+        f"dates or times ({what})",
+        f"Encode them as numbers, as in `{expression}`.",
     )
 
 
@@ -139,27 +178,52 @@ def _strided() -> Any:
     return torch.strided
 
 
+def _from_masked(column: np.ma.MaskedArray, name: str) -> np.ndarray:
+    masked = np.ma.getmaskarray(column)
+    if column.ndim:
+        what = f"masked {column.dtype}"
+        _refuse_missing(name, _rows_with(masked), len(column), what)
+    return np.asarray(column.data)
+
+
 def _from_pandas(column: Any, name: str) -> np.ndarray:
+    dtype = str(column.dtype)
     # NaN in NumPy's float dtypes is a value. A missing value in any other
     # dtype would turn integers into floats, in which large ids become equal.
     if column.dtype.kind != "f" or not isinstance(column.dtype, np.dtype):
-        if column.dtype.kind not in "Mm":
-            _refuse_missing(
-                name, int(column.isna().sum()), len(column), str(column.dtype)
-            )
-    if str(column.dtype).startswith(("date", "timestamp", "duration")):
-        _refuse(name, f"dates or times ({column.dtype})", _ENCODE_DATES)
+        missing = int(column.isna().sum())
+        _refuse_missing(name, missing, len(column), dtype)
+    if column.dtype.kind in "Mm" or dtype.startswith(("date", "timestamp")):
+        kind = "m" if column.dtype.kind == "m" else "M"
+        expression = _OF_PANDAS[kind]
+        if ", tz=" in dtype or hasattr(column.dtype, "tz"):
+            expression = _WITH_TIME_ZONE
+        _refuse_dates(name, dtype, expression)
+    if dtype.startswith("period"):
+        _refuse_dates(name, dtype, "column.astype('int64')")
+    if dtype.startswith("time"):  # Arrow's; its number is that of the bits
+        bits = 32 if dtype.startswith("time32") else 64
+        _refuse_dates(name, dtype, f"column.astype('int{bits}[pyarrow]')")
     return np.asarray(column.to_numpy())
 
 
 def _from_polars(column: Any, name: str) -> np.ndarray:
     dtype = column.dtype
-    if dtype.is_temporal():
-        _refuse(name, f"dates or times ({dtype})", _ENCODE_DATES)
+    kind = dtype.base_type().__name__
     _refuse_missing(name, column.null_count(), len(column), str(dtype))
-    if dtype.base_type().__name__ == "List":
+    if dtype.is_temporal():
+        _refuse_dates(name, str(dtype), "column.to_physical()")
+    if kind == "List":
         _refuse(name, f"lists ({dtype})", _PAD)
-    if dtype.base_type().__name__ in ("Categorical", "Enum"):
+    if kind == "Struct":
+        remedy = "Pass its fields as columns, as in `frame.unnest(name)`."
+        _refuse(name, f"{dtype} values", remedy)
+    if kind in ("Int128", "UInt128"):
+        _refuse(name, f"{dtype} values", "Encode them as 64-bit integers.")
+    if kind == "Array":
+        values = _from_polars(column.explode(), name)
+        return values.reshape(-1, dtype.size, *values.shape[1:])
+    if kind in ("Categorical", "Enum"):
         column = column.cast(_polars_string())
     return np.asarray(column.to_numpy())
 
@@ -175,10 +239,12 @@ def _from_arrow(column: Any, name: str) -> np.ndarray:
 
     types = pyarrow.types
     kind = column.type
-    check_arrow_type(kind, name)
     _refuse_missing(name, column.null_count, len(column), str(kind))
+    check_arrow_type(kind, name)
     if types.is_dictionary(kind):
         column = column.cast(kind.value_type)
+        # A value of the dictionary may be missing, too.
+        _refuse_missing(name, column.null_count, len(column), str(kind))
     if isinstance(column, pyarrow.ChunkedArray):
         if column.num_chunks == 1:
             column = column.chunk(0)
@@ -204,10 +270,14 @@ def check_arrow_type(kind: Any, name: str) -> None:
     import pyarrow
 
     types = pyarrow.types
+    nested = types.is_fixed_size_list(kind) or types.is_dictionary(kind)
     while types.is_fixed_size_list(kind) or types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_temporal(kind):
-        _refuse(name, f"dates or times ({kind})", _ENCODE_DATES)
+        if nested or types.is_interval(kind):
+            what = f"dates or times ({kind})"
+            _refuse(name, what, "Encode them as numbers.")
+        _refuse_dates(name, str(kind), f"column.cast('int{kind.bit_width}')")
     if types.is_list(kind) or types.is_large_list(kind):
         _refuse(name, f"lists ({kind})", _PAD)
     if types.is_null(kind):
@@ -216,11 +286,30 @@ def check_arrow_type(kind: Any, name: str) -> None:
         _refuse(name, f"{kind} values", "Encode them as numbers.")
 
 
+# Above this, not every integer is a float64.
+_EXACT = 2.0**53
+
+
+def _refuse_rounded(column: list, name: str) -> None:
+    """Refuses integers in a list that NumPy has rounded to floats."""
+    for value in np.array(column, dtype=object).ravel():
+        if isinstance(value, (int, np.integer)) and abs(int(value)) > _EXACT:
+            _refuse(
+                name,
+                "integers that floats would round, such as "
+                f"{value}, among floats or integers of another sign",
+                "Pass integers of one dtype, without NaN, or floats.",
+                ValueError,
+            )
+
+
 def _from_list(column: list, name: str) -> np.ndarray:
     try:
         array = np.asarray(column)
     except ValueError:  # NumPy's "inhomogeneous shape"
         _refuse(name, "rows of unequal length", _PAD, ValueError)
+    if array.dtype.kind == "f" and np.any(np.abs(array) >= _EXACT):
+        _refuse_rounded(column, name)
     # NumPy converts numbers to strings in a list that also holds strings.
     if array.dtype.kind in "SU" and array.ndim == 1:
         array = np.fromiter(column, object, len(column))
@@ -248,7 +337,7 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
         or issubclass(kind, (np.datetime64, np.timedelta64))
         for kind in kinds
     ):
-        _refuse(name, "dates or times (objects)", _ENCODE_DATES)
+        _refuse_dates(name, "objects", _encode_objects(values))
     if any(
         issubclass(kind, (list, tuple, set, np.ndarray)) or kind is dict
         for kind in kinds
@@ -270,3 +359,15 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
             "Encode them as numbers of one type.",
         )
     return numbers
+
+
+def _encode_objects(values: np.ndarray) -> str:
+    """Returns how to encode a column of Python's dates and times."""
+    first = values[0]
+    if isinstance(first, datetime.time):
+        return "[t.hour * 3600 + t.minute * 60 + t.second for t in column]"
+    if isinstance(first, (datetime.timedelta, np.timedelta64)):
+        return _OF_NUMPY["m"]
+    if getattr(first, "tzinfo", None) is not None:
+        return "[int(date.timestamp()) for date in column]"
+    return _OF_NUMPY["M"]

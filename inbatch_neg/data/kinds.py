@@ -103,6 +103,13 @@ def full_batches(
 
 def _from_memory(data: Any, chosen: Options) -> Any:
     _refuse_batches(data)
+    if isinstance(data, list) and all(isinstance(row, dict) for row in data):
+        if data:
+            raise TypeError(
+                "`data` is a list of dicts. If each is a row, pass "
+                "`pandas.DataFrame(data)`. If each is a batch, pass "
+                f"`batched=True`. Received: a list of {len(data)}"
+            )
     if structures.is_list_of_columns(data):
         raise TypeError(
             "`data` is a list of arrays, which could be several inputs, or an "
@@ -128,7 +135,7 @@ def _from_files(data: Any, chosen: Options) -> Any:
             "Parquet files need pyarrow: pip install 'inbatch_neg[parquet]'"
         ) from error
     if _are_files(data):
-        data = parquet.open_files(data)
+        data = parquet.open_files(data, chosen)
     return _deliver(parquet.from_dataset(data, chosen))
 
 

@@ -120,6 +120,11 @@ def checked(
     """
     if seed is not None:
         seed = arguments.integer("seed", seed, minimum=0, otherwise=" or None")
+        if seed >= 2**63:
+            raise ValueError(
+                "`seed` must be an integer below 2**63, or None. Received: "
+                f"seed={seed}"
+            )
     arguments.flag("batched", batched)
     return Options(
         arguments.integer("batch_size", batch_size, minimum=2),

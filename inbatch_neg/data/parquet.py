@@ -9,6 +9,7 @@ import pyarrow.dataset
 from inbatch_neg.data import columns
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
+from inbatch_neg.data.structures import refuse_duplicates
 
 # Rows that are read at a time. Together with the short read-ahead, this limits
 # the memory.
@@ -16,11 +17,14 @@ _CHUNK = 2**16
 _AHEAD = {"batch_readahead": 4, "fragment_readahead": 1}
 
 
-def open_files(data: Any) -> pyarrow.dataset.Dataset:
+def open_files(data: Any, options: Options) -> pyarrow.dataset.Dataset:
     """Returns the dataset of a folder, a file or a list of files.
 
+    The names of folders such as `country=3` become columns.
+
     Raises:
-        ValueError: if one of them does not exist.
+        ValueError: if a file does not exist, is not parquet, or if the columns
+            that `options` name differ between the files.
     """
     for path in data if isinstance(data, list) else [data]:
         if not os.path.exists(path):
@@ -31,7 +35,56 @@ def open_files(data: Any) -> pyarrow.dataset.Dataset:
             )
     if isinstance(data, list):
         data = [str(path) for path in data]
-    return pyarrow.dataset.dataset(data, format="parquet")
+    # The empty schema lists the files without reading one.
+    files = pyarrow.dataset.dataset(
+        data, format="parquet", schema=pyarrow.schema([])
+    )
+    _check_files(data, list(files.get_fragments()), options.columns)
+    return pyarrow.dataset.dataset(data, format="parquet", partitioning="hive")
+
+
+def _check_files(
+    data: Any, files: list[Any], names: tuple[str, ...] | None
+) -> None:
+    """Refuses files whose columns differ, which Arrow casts or fills."""
+    if not files:
+        raise ValueError(
+            "`data` as a string or path must name a folder or file of parquet. "
+            f"Received: {data!r}, a folder without parquet files"
+        )
+    schemas = [_schema(file) for file in files]
+    found = dict.fromkeys(name for schema in schemas for name in schema.names)
+    for name in found:
+        if names is not None and name not in names:
+            continue
+        first = next(i for i, s in enumerate(schemas) if name in s.names)
+        for file, schema in zip(files, schemas):
+            other = files[first].path
+            if name not in schema.names:
+                raise ValueError(
+                    f"`data[{name!r}]` is a column of {other!r}, but not of "
+                    f"{file.path!r}. All files must have the same columns. A "
+                    "column that is not needed can be left out with `columns=`."
+                )
+            kinds = schemas[first].field(name).type, schema.field(name).type
+            if kinds[0] != kinds[1]:
+                raise ValueError(
+                    f"`data[{name!r}]` has type {kinds[0]} in {other!r} and "
+                    f"{kinds[1]} in {file.path!r}. Write all files with one "
+                    "type."
+                )
+
+
+def _schema(file: Any) -> pyarrow.Schema:
+    try:
+        schema = file.physical_schema
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(
+            f"All files of `data` must be parquet. Received: {file.path!r}, "
+            f"which is not. Move it away, or pass a list of files. {error}"
+        ) from error
+    refuse_duplicates(schema.names)
+    return schema
 
 
 def from_dataset(dataset: pyarrow.dataset.Dataset, options: Options) -> Stream:
@@ -70,18 +123,26 @@ def from_dataset(dataset: pyarrow.dataset.Dataset, options: Options) -> Stream:
 def _mixed(
     dataset: pyarrow.dataset.Dataset, rng: Any
 ) -> pyarrow.dataset.Dataset:
-    """Returns the same dataset with its row groups in random order."""
+    """Returns the same dataset with its row groups in random order.
+
+    A dataset that has no files, or that is filtered, keeps its own order. Its
+    rows are shuffled only through the buffer.
+    """
+    if not isinstance(dataset, pyarrow.dataset.FileSystemDataset):
+        return dataset
+    try:
+        fragments = list(dataset.get_fragments())
+    except ValueError:  # Arrow lists no fragments of a filtered dataset
+        return dataset
     groups = [
         group
-        for fragment in dataset.get_fragments()
+        for fragment in fragments
         for group in (
             fragment.split_by_row_group()
             if hasattr(fragment, "split_by_row_group")
             else [fragment]
         )
     ]
-    if not isinstance(dataset, pyarrow.dataset.FileSystemDataset):
-        return dataset
     return pyarrow.dataset.FileSystemDataset(
         [groups[place] for place in rng.permutation(len(groups))],
         dataset.schema,

@@ -133,19 +133,24 @@ def as_chunk(chunk: Any, names: tuple[str, ...] | None) -> Any:
         ValueError: if its arrays differ in length.
     """
     nest = structures.select(structures.as_nest(chunk), names)
+    structures.map_leaves(_refuse_row, nest)
     nest = structures.map_leaves(columns.as_array, nest)
     _rows_of(nest)
     return nest
 
 
-def _rows_of(chunk: Any) -> int:
-    lengths = {len(leaf) for leaf in structures.leaves(chunk)}
-    if len(lengths) != 1:
+def _refuse_row(leaf: Any, name: str) -> None:
+    scalar = isinstance(leaf, (bool, int, float, str, bytes))
+    if scalar or getattr(leaf, "shape", None) == ():
         raise ValueError(
-            "The arrays of a batch of `data` must have the same number of "
-            f"rows. Received: {sorted(lengths)} rows"
+            "With `batched=True`, `data` must yield batches. If it yields "
+            "single rows, batch them first, in batches of any size. Received: "
+            f"{name}, a scalar"
         )
-    return lengths.pop()
+
+
+def _rows_of(chunk: Any) -> int:
+    return structures.number_of_rows(chunk, "The arrays of a batch of `data`")
 
 
 def _require_same_form(first: Any, chunk: Any) -> None:

@@ -8,16 +8,15 @@ import keras
 
 from inbatch_neg.data.stream import Stream
 
-# Keras reads at most this many batches to build a model.
-_PEEKED = 2
-
 
 class StreamBatches(keras.utils.PyDataset):
     """The batches of a `Stream` in order, whatever index is requested.
 
-    At its end, the stream starts anew. If `steps_per_epoch` ends an epoch
-    earlier, the next epoch continues there. Only one process may read the
-    batches; several threads may, with a lock.
+    An index tells only whether a pass over the data goes on. Keras begins a new
+    pass in every epoch, and also after a pass that it has left early: to build
+    a model, for `steps`, or after an interrupt. Within `steps_per_epoch`, a
+    pass goes on in the next epoch. Only one process may read the batches;
+    several threads may, with a lock.
 
     Args:
         stream: The `Stream`. If its length is unknown, it is read once to
@@ -29,15 +28,15 @@ class StreamBatches(keras.utils.PyDataset):
         self._stream = stream
         self._epoch = 0
         self._iterator: Iterator[Any] | None = None
-        self._served: list[Any] = []  # the first batches of this pass
-        self._again: list[Any] = []  # batches to serve once more
-        self._count = 0
-        self._peeked = False
+        self._served: set[int] = set()  # the indices of this pass
+        self._epoch_begins = False
+        self._size_was_read = False
         self._lock = threading.Lock()
 
     @property
     def num_batches(self) -> int | None:
         """The number of batches in an epoch; None if it never ends."""
+        self._size_was_read = True
         return None if self._stream.endless else self._stream.count()
 
     def __len__(self) -> int:
@@ -48,19 +47,15 @@ class StreamBatches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> Any:
         """Returns the next batch."""
         with self._lock:
-            if self._again:
-                return self._again.pop(0)
-            if self._iterator is None:
+            if self._iterator is None or self._begins_a_pass(index):
                 self._begin()
+            self._epoch_begins = self._size_was_read = False
             batch = next(self._iterator, None)  # type: ignore[arg-type]
             if batch is None:
                 self._begin()
                 batch = next(self._iterator)  # type: ignore[arg-type]
-            self._count += 1
-            if self._count <= _PEEKED and not self._peeked:
-                self._served.append(batch)
-            else:
-                self._served = []
+            if not self._stream.endless:
+                self._served.add(index)
             return batch
 
     def __iter__(self) -> Iterator[Any]:
@@ -69,20 +64,25 @@ class StreamBatches(keras.utils.PyDataset):
             self._epoch += 1
         return self._stream.epoch(epoch)
 
-    def on_epoch_end(self) -> None:
-        """Serves batches again that Keras has read only to build the model."""
-        with self._lock:
-            stream = self._stream
-            over = not stream.endless and self._count >= stream.count()
-            if self._served and not over:
-                self._again, self._served = self._served, []
-                self._peeked = True
+    def on_epoch_begin(self) -> None:
+        """Called by Keras; the next index shows whether a pass goes on."""
+        self._epoch_begins = True
+
+    def _begins_a_pass(self, index: int) -> bool:
+        """Returns whether this is the first index of a pass.
+
+        Keras reads the number of batches for each new order of the indices.
+        `fit` shuffles them, so that the first one need not be 0.
+        """
+        if index in self._served:
+            return True
+        return self._epoch_begins and (index == 0 or self._size_was_read)
 
     def _begin(self) -> None:
+        self._iterator = None  # frees its buffer
         self._iterator = self._stream.epoch(self._epoch)
         self._epoch += 1
-        self._count = 0
-        self._peeked = False
+        self._served = set()
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(

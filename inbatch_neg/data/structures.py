@@ -3,6 +3,7 @@
 None is not a leaf and does not change: in Keras it stands for "no label".
 """
 
+import collections
 import sys
 from collections.abc import Callable
 from operator import attrgetter
@@ -46,15 +47,46 @@ def as_nest(data: Any) -> Any:
     if is_list_of_columns(data):
         return tuple(as_nest(value) for value in data)
     if is_instance(data, "datasets", "Dataset"):
-        # This applies its own index of rows, if it has one.
-        data = data.with_format("arrow")[:]
+        data = _arrow_table(data)
     if is_instance(data, "pyarrow", "Table", "RecordBatch"):
+        refuse_duplicates(data.schema.names)
         return dict(zip(data.schema.names, data.columns))
     if is_instance(data, "pandas", "DataFrame"):
+        refuse_duplicates(list(data.columns))
         return {name: data[name] for name in data.columns}
     if is_instance(data, "polars", "DataFrame"):
         return {name: data[name] for name in data.columns}
     return data
+
+
+def _arrow_table(dataset: Any) -> Any:
+    """Returns the rows of a Hugging Face `Dataset` as an Arrow table.
+
+    Raises:
+        TypeError: if a transform is set, which would make other rows.
+    """
+    if dataset.format["type"] == "custom":
+        raise TypeError(
+            "`data` is a Hugging Face Dataset with a transform, which "
+            "`full_batches` does not apply. Apply it first: "
+            "`data.with_format(None).map(transform, batched=True)`."
+        )
+    columns = dataset.format["columns"]
+    if dataset.format["output_all_columns"]:
+        columns = None
+    # This applies its own index of rows, if it has one.
+    return dataset.with_format("arrow", columns=columns)[:]
+
+
+def refuse_duplicates(names: list[Any]) -> None:
+    """Refuses columns of one name, of which a dict would keep only one."""
+    if len(set(names)) == len(names):
+        return
+    twice = [name for name, n in collections.Counter(names).items() if n > 1]
+    raise ValueError(
+        "The columns of `data` must have different names. Received: more than "
+        f"one column named {', '.join(map(repr, twice))}"
+    )
 
 
 def is_list_of_columns(data: Any) -> bool:
@@ -112,6 +144,27 @@ def leaves(nest: Any) -> list[Any]:
     result: list[Any] = []
     map_leaves(lambda leaf, name: result.append(leaf), nest)
     return result
+
+
+def number_of_rows(nest: Any, what: str) -> int:
+    """Returns the number of rows of a nest of arrays.
+
+    Args:
+        nest: Dicts and tuples of arrays.
+        what: The arrays in error messages.
+
+    Raises:
+        ValueError: if the arrays differ in length, or there is none.
+    """
+    rows: dict[str, int] = {}
+    map_leaves(lambda leaf, name: rows.update({name: len(leaf)}), nest)
+    if len(set(rows.values())) != 1:
+        received = ", ".join(f"{name}: {n}" for name, n in rows.items())
+        raise ValueError(
+            f"{what} must have the same number of rows. Received: "
+            f"{received or 'no array'}"
+        )
+    return next(iter(rows.values()))
 
 
 def form(nest: Any) -> Any:

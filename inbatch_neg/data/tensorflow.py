@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -129,9 +129,10 @@ def from_dataset(
             first iteration if the size is unknown.
     """
     if options.columns is not None:
+        as_element = _as_element(dataset.element_spec)
         dataset = dataset.map(
-            lambda *element: structures.select(
-                element if len(element) > 1 else element[0], options.columns
+            lambda *values: structures.select(
+                as_element(values), options.columns
             )
         )
     _check_elements(dataset.element_spec, batched)
@@ -150,14 +151,26 @@ def from_dataset(
     else:
         batches = rows.batch(options.batch_size, drop_remainder=drop)
     if options.pad:
-        batches = _count_for_keras(batches)
-        batches = batches.map(_padding(options.batch_size))
+        batches = _count_for_keras(batches, options)
+        as_element = _as_element(batches.element_spec)
+        batches = batches.map(_padding(options.batch_size, as_element))
     elif not drop:
         batches = _without_remainder(batches, options)
     batches = batches.prefetch(tf.data.AUTOTUNE)
     if int(batches.cardinality()) < 0:
         _refuse_empty(batches, options)
     return batches
+
+
+def _as_element(spec: Any) -> Callable[[tuple], Any]:
+    """Returns the inverse of how `tf.data` passes an element to a function.
+
+    It passes the entries of a tuple as arguments, also those of a tuple of one
+    entry, and anything else as one argument.
+    """
+    if type(spec) is tuple:
+        return lambda values: values
+    return lambda values: values[0]
 
 
 def _check_elements(spec: Any, batched: bool) -> None:
@@ -199,7 +212,9 @@ def _shapes(spec: Any) -> list[Any]:
     return [() if shape.rank is None else tuple(shape) for shape in shapes]
 
 
-def _count_for_keras(batches: tf.data.Dataset) -> tf.data.Dataset:
+def _count_for_keras(
+    batches: tf.data.Dataset, options: Options
+) -> tf.data.Dataset:
     """Counts the batches by reading them once, if their number is unknown.
 
     On TensorFlow, Keras runs one more step to find an unknown end. The static
@@ -208,12 +223,14 @@ def _count_for_keras(batches: tf.data.Dataset) -> tf.data.Dataset:
     if batches.cardinality() != tf.data.UNKNOWN_CARDINALITY:
         return batches
     number = batches.reduce(tf.constant(0, tf.int64), lambda n, *_: n + 1)
+    if not int(number):
+        raise ValueError(options.too_few() + " Received: 0 rows")
     return batches.apply(tf.data.experimental.assert_cardinality(number))
 
 
-def _padding(batch_size: int) -> Any:
-    def pad(*batch: Any) -> Any:
-        element = batch if len(batch) > 1 else batch[0]
+def _padding(batch_size: int, as_element: Callable[[tuple], Any]) -> Any:
+    def pad(*values: Any) -> Any:
+        element = as_element(values)
         rows = tf.shape(structures.leaves(element)[0])[0]
         places = tf.minimum(tf.range(batch_size), rows - 1)
         element = structures.map_leaves(

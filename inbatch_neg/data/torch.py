@@ -1,19 +1,18 @@
 """Datasets and loaders of PyTorch as a source."""
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
-from concurrent import futures
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils import data as torch_data
 
-from inbatch_neg.data import structures
+from inbatch_neg.data import columns, structures
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream
+from inbatch_neg.data.threads import in_python_thread
 from inbatch_neg.data.training_backend import uses_torch
 
 
@@ -32,7 +31,7 @@ def from_dataset(
     if iterable:
         dataset = _CheckedRows(dataset, options)
     else:
-        rows = len(dataset)  # type: ignore[arg-type]
+        rows = _length(dataset, "`data`")
         few = 0 < rows < options.batch_size
         options.check_rows(rows, _hint(dataset[0]) if few else "")
     return torch_data.DataLoader(
@@ -52,20 +51,59 @@ def from_loader(
 
     The result is a copy if the batches must change: for `columns`, for
     `remainder="pad"`, and on backends other than PyTorch, where Keras takes
-    only tuples from a loader.
+    only tuples from a loader. The copy of a loader of an iterable dataset also
+    raises a `ValueError` at the end of an iteration without a batch.
 
     Raises:
         ValueError: if its batches have another size, or the last is partial.
     """
     _check_loader(loader, options)
-    if not isinstance(loader.dataset, torch_data.IterableDataset):
-        options.check_rows(len(loader.sampler))  # type: ignore[arg-type]
-    if uses_torch() and not (options.pad or options.columns):
+    iterable = isinstance(loader.dataset, torch_data.IterableDataset)
+    if not iterable:
+        options.check_rows(_length(loader.sampler, "The sampler of `data`"))
+    changed = not uses_torch() or options.pad or options.columns
+    if not changed and not iterable:
         return loader
     loader = copy.copy(loader)
     loader._iterator = None  # belongs to the persistent workers
-    loader.collate_fn = _Collate(loader.collate_fn, options)
+    if changed:
+        loader.collate_fn = _Collate(loader.collate_fn, options)
+    if iterable:
+        _refuse_empty(loader, options)
     return loader
+
+
+def _length(data: Any, what: str) -> int:
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        raise TypeError(
+            f"{what} must have a length, which Keras needs: define `__len__`, "
+            "or pass an IterableDataset. Received: "
+            f"{type(data).__name__}, without `__len__`"
+        ) from None
+
+
+def _refuse_empty(loader: torch_data.DataLoader, options: Options) -> None:
+    """Makes an iteration of the loader fail at its end if it has no batch."""
+    kind = type(loader)
+
+    class FullBatches(kind):  # type: ignore[misc, valid-type]
+        def __iter__(self) -> Any:
+            empty = True
+            for batch in super().__iter__():
+                empty = False
+                yield batch
+            if empty:
+                received = " Received: a DataLoader without a full batch"
+                if self.num_workers:
+                    received += (
+                        f", with num_workers={self.num_workers}. Each worker "
+                        "makes batches of its own rows"
+                    )
+                raise ValueError(options.too_few() + received)
+
+    loader.__class__ = FullBatches
 
 
 def _check_loader(loader: torch_data.DataLoader, options: Options) -> None:
@@ -119,26 +157,11 @@ def as_stream(loader: torch_data.DataLoader, options: Options) -> Stream:
 
 
 def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
-    """Returns an iterator whose workers were started in a Python thread.
-
-    tf.data reads in a thread that Python did not start. A process that is
-    forked there ends with exit code 1, since `threading` finds no main thread,
-    and PyTorch reports a crash.
-    """
+    """Returns an iterator whose workers were started in a Python thread."""
     if not loader.num_workers:
         return iter(loader)
-    opened: futures.Future = futures.Future()
-
-    def open_it() -> None:
-        try:
-            opened.set_result(iter(loader))
-        except BaseException as error:
-            opened.set_exception(error)
-
-    thread = threading.Thread(target=open_it)
-    thread.start()
-    thread.join()
-    return opened.result()
+    batches: Iterator[Any] = in_python_thread(lambda: iter(loader))
+    return batches
 
 
 def _hint(row: Any) -> str:
@@ -157,11 +180,28 @@ class _Collate:
         self._options = options
 
     def __call__(self, rows: Any) -> tuple:
-        batch = structures.as_nest(self._collate(rows))
+        batch = structures.as_nest(_with_tuples(self._collate(rows)))
         batch = structures.select(batch, self._options.columns)
+        structures.map_leaves(_refuse_strings, batch)
         if self._options.pad:
             return _padded(batch, self._options.batch_size)
         return batch if isinstance(batch, tuple) else (batch,)
+
+
+def _with_tuples(batch: Any) -> Any:
+    """Returns the batch with tuples, of which PyTorch makes lists."""
+    if isinstance(batch, dict):
+        return {name: _with_tuples(value) for name, value in batch.items()}
+    if isinstance(batch, list) and not all(
+        isinstance(value, (str, bytes)) for value in batch
+    ):
+        return tuple(_with_tuples(value) for value in batch)
+    return batch
+
+
+def _refuse_strings(leaf: Any, name: str) -> None:
+    if isinstance(leaf, list):
+        columns.as_array(leaf, name)
 
 
 def _padded(batch: Any, batch_size: int) -> tuple:
@@ -176,28 +216,41 @@ def _collate_rows(rows: list[Any]) -> Any:
     """Collates rows to a batch, or names the column for which it fails."""
     try:
         return torch_data.default_collate(rows)
-    except (TypeError, RuntimeError) as error:
-        for name, values in _columns(rows):
-            try:
-                torch_data.default_collate(values)
-            except (TypeError, RuntimeError):
-                raise ValueError(
-                    f"The rows of `{name}` cannot be collated to a batch. Pad "
-                    "them to one shape, and encode values that are not "
-                    f"numbers. PyTorch's error: {error}"
-                ) from error
-        raise
+    except (TypeError, RuntimeError, KeyError) as error:
+        name = _column_that_fails(rows, "data")
+        raise ValueError(
+            f"The rows of `{name}` cannot be collated to a batch. Pad them to "
+            "one shape, and encode values that are not numbers. PyTorch's "
+            f"error: {error}"
+        ) from error
 
 
-def _columns(rows: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+def _column_that_fails(rows: list[Any], name: str) -> str:
+    """Returns the full name of the first column that cannot be collated.
+
+    Raises:
+        ValueError: if the rows do not have the same columns.
+    """
     first = rows[0]
     keys: Any = ()
     if isinstance(first, dict):
         keys = first
+        other = next((row for row in rows if set(keys) - set(row)), None)
+        if other is not None:
+            raise ValueError(
+                f"All rows of `{name}` must have the same columns. Received: "
+                f"a row with {list(first)} and one with {list(other)}"
+            )
     elif isinstance(first, (tuple, list)):
-        keys = range(len(first))
+        if len({len(row) for row in rows}) == 1:
+            keys = range(len(first))
     for key in keys:
-        yield f"data[{key!r}]", [row[key] for row in rows]
+        values = [row[key] for row in rows]
+        try:
+            torch_data.default_collate(values)
+        except (TypeError, RuntimeError, KeyError):
+            return _column_that_fails(values, f"{name}[{key!r}]")
+    return name
 
 
 class _CheckedRows(torch_data.IterableDataset):

@@ -56,6 +56,7 @@ def test_arguments_of_a_wrong_type(argument):
     "argument",
     [
         {"seed": -1},
+        {"seed": 2**63},
         {"columns": []},
         {"columns": ["a", "a"]},
         {"remainder": "keep"},

@@ -85,6 +85,54 @@ def test_large_ids_survive():
         assert batch["id"].tolist() == ids.tolist()
 
 
+LARGE = 2**53 + 1
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[np.nan, LARGE], [0.5, LARGE], [2**63, -1], [[0.5, 1], [LARGE, 1]]],
+)
+def test_large_ids_are_not_rounded(ids):
+    with pytest.raises(ValueError, match=r"data\['id'\].*integers.*round"):
+        full_batches({"id": ids}, 2)
+    with pytest.raises(ValueError, match=r"data\['id'\].*integers.*round"):
+        next(iter(full_batches([{"id": ids}], 2, batched=True)))
+
+
+def test_floats_in_lists():
+    (batch,) = epoch(full_batches([np.nan, 1, 2.0**60, np.inf], 4))
+    np.testing.assert_array_equal(batch, [np.nan, 1, 2.0**60, np.inf])
+
+
+def test_masked_arrays():
+    whole = np.ma.masked_array(NUMBERS, mask=False)
+    np.testing.assert_array_equal(epoch(full_batches(whole, 10))[0], NUMBERS)
+    masked = np.ma.masked_array(NUMBERS, mask=NUMBERS % 2 == 0)
+    reading.check_refused(masked, "missing values, in 5 of 10 rows", "Fill")
+
+
+def test_columns_of_one_name():
+    frame = pandas.DataFrame([[1, 2, 3]] * 8, columns=["user", "item", "item"])
+    with pytest.raises(ValueError, match="different names.*'item'"):
+        full_batches(frame, 4)
+
+
+def test_long_doubles():
+    if np.dtype(np.longdouble).itemsize > 8:
+        column = NUMBERS.astype(np.longdouble)
+        reading.check_refused(column, "float128", "float64")
+
+
+def test_where_columns_can_be_left_out():
+    days = NUMBERS.astype("datetime64[D]")
+    for data in (days, (NUMBERS, days), ({"a": {"b": days}},), (days,)):
+        with pytest.raises(TypeError, match="dates") as caught:
+            full_batches(data, 4)
+        assert "columns=" not in str(caught.value)
+    with pytest.raises(TypeError, match="dates.*`columns=`"):
+        full_batches(({"a": days}, NUMBERS), 4)
+
+
 @pytest.mark.parametrize("label", [None, (None, NUMBERS)], ids=["None", "list"])
 def test_no_label_stays(label):
     batches = epoch(full_batches((NUMBERS, label), 4))
@@ -161,7 +209,7 @@ def test_too_few_rows():
 
 
 def test_lengths():
-    with pytest.raises(ValueError, match=r"same number of rows.*\[5, 6\]"):
+    with pytest.raises(ValueError, match=r"data\['a'\]: 5, data\['b'\]: 6"):
         full_batches({"a": np.arange(5), "b": np.arange(6)}, 2)
 
 
@@ -175,6 +223,12 @@ def test_a_list_of_arrays_is_refused():
     assert len(batch) == 1 and len(batch[0]) == 2
     ((x, y),) = epoch(full_batches(([users, items], users), 64))
     assert len(x) == 2 and len(y) == 64
+
+
+def test_a_list_of_dicts_is_refused():
+    rows = [{"user": 1, "item": 2}] * 8
+    with pytest.raises(TypeError, match=r"pandas\.DataFrame\(data\).*batched"):
+        full_batches(rows, 4)
 
 
 def test_it_logs_what_is_left_out(caplog):

@@ -149,8 +149,10 @@ def test_what_the_source_hears():
 
 def test_processes():
     source = Batches(workers=2, use_multiprocessing=True)
-    batches = epoch(full_batches(source, 8, batched=True))
-    assert column(batches, "user").tolist() == list(range(16))
+    dataset = full_batches(source, 8, batched=True)
+    for _ in range(2):
+        batches = epoch(dataset)
+        assert column(batches, "user").tolist() == list(range(16))
     assert not source.threads  # nothing was read here
 
 
@@ -184,8 +186,13 @@ BAD = {
     "columns": ([{"a": [1]}, {"b": [1]}], "same columns"),
     "dtype": ([{"a": [1, 2]}, {"a": [1.5]}], r"data\['a'\].*int64.*float64"),
     "shape": ([{"a": [[1]]}, {"a": [[1, 2]]}], r"data\['a'\].*Pad"),
-    "rows": ([{"a": [1, 2], "b": [1]}], r"same number of rows.*\[1, 2\]"),
+    "rows": (
+        [{"a": [1, 2], "b": [1]}],
+        r"same number of rows.*\['a'\]: 2.*\['b'\]: 1",
+    ),
     "scalar": ([{"a": np.int64(1)}], r"data\['a'\], a scalar"),
+    "row": ([{"a": 1}], r"batch them first.*data\['a'\], a scalar"),
+    "number": (range(5), "batch them first.*data, a scalar"),
     "missing": ([{"a": [1, None]}], r"data\['a'\].*missing values"),
 }
 
@@ -298,3 +305,68 @@ def test_one_process_reads_it():
     dataset.use_multiprocessing = True
     with pytest.raises(TypeError, match="several processes"):
         pickle.dumps(dataset)
+
+
+@pytest.mark.backends("jax", "torch")
+@pytest.mark.parametrize("steps", [1, 3, 4])
+@pytest.mark.parametrize("remainder", ["drop", "pad"])
+def test_a_pass_after_one_that_stopped_early(steps, remainder):
+    """`predict` after `predict(steps=...)`: from the first row again."""
+    dataset = full_batches(Batches(), 3, batched=True, remainder=remainder)
+    user = keras.Input((), dtype="int32", name="user")
+    item = keras.Input((), dtype="int32", name="item")
+    mask = keras.Input((), dtype="bool", name="candidate_mask")
+    inputs = {"user": user, "item": item}
+    if remainder == "pad":
+        inputs["candidate_mask"] = mask
+    model = keras.Model(inputs, keras.ops.cast(user, "int32"))
+    whole = model.predict(dataset, verbose=0).tolist()
+    rows = list(range(18)) if remainder == "drop" else [*range(20), 19]
+    assert whole == rows
+    model.predict(dataset, steps=steps, verbose=0)
+    assert model.predict(dataset, verbose=0).tolist() == rows
+
+
+class StopAfter(keras.callbacks.Callback):
+    """Stops `fit` in its fourth step, in one way or another."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 3:
+            if self.error is not None:
+                raise self.error
+            self.model.stop_training = True
+
+
+@pytest.mark.backends("jax", "torch")
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), ValueError()])
+def test_every_row_in_the_epoch_after_a_fit_that_stopped(error, shuffle):
+    dataset = full_batches(Batches(), 2, shuffle=True, seed=1, batched=True)
+    model = reading.two_towers()
+    seen = []
+    original = type(dataset).__getitem__
+
+    def spy(self, index):
+        seen.append(original(self, index)["user"])
+        return {"user": seen[-1], "item": seen[-1]}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(dataset), "__getitem__", spy)
+        for _ in range(3):  # since the order of `fit` is random
+            arguments = {"shuffle": shuffle, "verbose": 0}
+            stop = StopAfter(error)
+            if error is None:
+                model.fit(dataset, callbacks=[stop], **arguments)
+            else:
+                with pytest.raises(type(error)):
+                    model.fit(dataset, callbacks=[stop], **arguments)
+                model = reading.two_towers()
+                model.fit(dataset, steps_per_epoch=1, **arguments)
+            seen.clear()
+            model.fit(dataset, **arguments)
+            rows = np.concatenate(seen[-10:])
+            assert sorted(rows.tolist()) == list(range(ROWS))

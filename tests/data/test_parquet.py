@@ -119,3 +119,73 @@ def test_missing_values_are_named(tmp_path):
     )
     with pytest.raises(ValueError, match=r"data\['user'\].*1 of 4.*Fill"):
         epoch(full_batches(tmp_path, 2))
+
+
+def test_the_names_of_folders_are_columns(tmp_path):
+    ids = np.arange(12)
+    pyarrow.parquet.write_to_dataset(
+        pyarrow.table({"user": ids, "country": ids % 3}),
+        tmp_path,
+        partition_cols=["country"],
+    )
+    files = sorted(map(str, tmp_path.rglob("*.parquet")))
+    for data in (tmp_path, files):
+        for shuffle in (False, True):
+            for batch in epoch(full_batches(data, 4, shuffle=shuffle)):
+                assert sorted(batch) == ["country", "user"]
+                np.testing.assert_array_equal(
+                    batch["country"], batch["user"] % 3
+                )
+    batches = epoch(full_batches(tmp_path, 4, columns=["country"]))
+    assert column(batches, "country").tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_a_filtered_dataset_is_shuffled(folder):
+    rows = pyarrow.dataset.dataset(folder).filter(
+        pyarrow.dataset.field("user") < 40
+    )
+    dataset = full_batches(rows, 8, shuffle=True, seed=1, columns=COLUMNS)
+    assert len(dataset) == 5
+    for _ in range(2):
+        users = column(epoch(dataset), "user").tolist()
+        assert sorted(users) == list(range(40)) != users
+
+
+def write(folder, **columns):
+    for name, values in columns.items():
+        pyarrow.parquet.write_table(
+            pyarrow.table(values), folder / f"{name}.parquet"
+        )
+
+
+@pytest.mark.parametrize("name", ["README", "x.csv"])
+def test_a_file_that_is_not_parquet(name, tmp_path):
+    write(tmp_path, part={"user": np.arange(8)})
+    (tmp_path / name).write_text("user")
+    for data in (tmp_path, tmp_path / name):
+        with pytest.raises(ValueError, match=f"must be parquet.*{name}'"):
+            full_batches(data, 4)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match="without parquet files"):
+        full_batches(tmp_path, 4)
+
+
+def test_files_whose_columns_differ(tmp_path):
+    ids = np.arange(8)
+    write(
+        tmp_path,
+        a={"user": ids, "item": ids.astype("int32"), "age": ids},
+        b={"user": ids, "item": ids},
+    )
+    with pytest.raises(
+        ValueError, match=r"data\['item'\].*int32.*a\.parq.*int64.*b\.parq"
+    ):
+        full_batches(tmp_path, 4)
+    with pytest.raises(
+        ValueError, match=r"data\['age'\].*of .*a\.parquet.*not of .*b\.parq"
+    ):
+        full_batches(tmp_path, 4, columns=["user", "age"])
+    dataset = full_batches(tmp_path, 8, columns=["user"])
+    assert column(epoch(dataset), "user").tolist() == [*ids, *ids]

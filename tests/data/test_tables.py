@@ -18,6 +18,7 @@ PAIRS = {"user": np.arange(20), "item": np.arange(20)[::-1].copy()}
 DAYS = np.arange(10).astype("datetime64[D]")
 RAGGED = [[1], [2, 3]] * 5
 NAMES = ["a", None] * 5
+LARGE = 2**53 + 1
 
 ONE_COLUMN = {
     "polars": polars.Series(NUMBERS),
@@ -86,6 +87,30 @@ def test_a_split_must_be_chosen():
         full_batches(both, 8)
 
 
+def test_the_format_of_hugging_face():
+    rows = TABLES["hugging face"].add_column("text", ["a"] * 20)
+    chosen = rows.with_format("numpy", columns=["item", "user"])
+    for batch in epoch(full_batches(chosen, 8)):
+        assert sorted(batch) == ["item", "user"]
+    every = rows.with_format("numpy", columns=["item"], output_all_columns=True)
+    batches = epoch(full_batches(every, 8, columns=["user"]))
+    assert list(batches[0]) == ["user"]
+    with pytest.raises(TypeError, match=r"transform.*`data.*\.map\("):
+        full_batches(rows.with_transform(lambda batch: batch), 8)
+
+
+def test_columns_of_hugging_face():
+    rows = TABLES["hugging face"]
+    data = ({"user": rows["user"]}, rows["item"])
+    for x, y in epoch(full_batches(data, 8)):
+        np.testing.assert_array_equal(x["user"], 19 - y)
+
+
+def test_columns_of_one_name():
+    with pytest.raises(ValueError, match="different names.*'item'"):
+        full_batches(pyarrow.table([NUMBERS] * 3, ["user", "item", "item"]), 4)
+
+
 def test_streamed_hugging_face():
     rows = TABLES["hugging face"].to_iterable_dataset()
     with pytest.raises(TypeError, match="`batched=True`"):
@@ -148,6 +173,31 @@ COLUMNS = {
         "Fill",
     ),
     "bfloat16": (torch.ones(10).bfloat16(), "bfloat16", "float"),
+    "gaps of a dictionary": (
+        pyarrow.DictionaryArray.from_arrays(
+            pyarrow.array([0, 1] * 5), pyarrow.array([LARGE, None])
+        ),
+        "missing",
+        "Fill",
+    ),
+    "polars gaps": (
+        polars.Series([[LARGE, None]] * 10, dtype=polars.Array(int, 2)),
+        "missing",
+        "Fill",
+    ),
+    "polars structs": (polars.Series([{"a": 1}] * 10), "Struct", "unnest"),
+    "polars Int128": (
+        polars.Series([1] * 10, dtype=polars.Int128),
+        "Int128",
+        "64-bit",
+    ),
+    "polars arrays of days": (
+        polars.Series(
+            [[day] for day in DAYS.tolist()], dtype=polars.Array(polars.Date, 1)
+        ),
+        "dates",
+        "to_physical",
+    ),
 }
 
 

@@ -176,3 +176,21 @@ def test_fit(known):
     model.fit(dataset, epochs=3, verbose=0, shuffle=False)
     # On TensorFlow, Keras also counts the attempt that finds an unknown end.
     assert reading.steps_of(model) in ((6,) if known else (6, 9))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_tuple_of_one_tuple_is_two_inputs(known):
+    rows = RANGE(6).map(lambda row: ((row, 2 * row),))
+    rows = rows if known else unknown(rows)
+    padded = epoch(full_batches(rows, 4, remainder="pad"))
+    for (a, b, mask), y, weight in padded:
+        np.testing.assert_array_equal(b, 2 * a)
+        assert y is None and mask.tolist() == (weight == 1).tolist()
+    assert padded[1][0][0].tolist() == [4, 5, 5, 5]
+    for batch in epoch(full_batches(rows, 4)):
+        assert len(batch) == 1 and len(batch[0]) == 2
+
+
+def test_padded_data_of_unknown_size_without_rows():
+    with pytest.raises(ValueError, match="`data` must have rows.*: 0 rows"):
+        full_batches(unknown(RANGE(0)), 4, remainder="pad")
