@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils import data as torch_data
 
+from inbatch_neg.backends import backend
 from inbatch_neg.data import columns, structures
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
@@ -101,7 +102,8 @@ def _refuse_empty(loader: torch_data.DataLoader, options: Options) -> None:
                         f", with num_workers={self.num_workers}. Each worker "
                         "makes batches of its own rows"
                     )
-                raise ValueError(options.too_few() + received)
+                with backend.restore_model_state():
+                    raise ValueError(options.too_few() + received)
 
     loader.__class__ = FullBatches
 
@@ -180,6 +182,10 @@ class _Collate:
         self._options = options
 
     def __call__(self, rows: Any) -> tuple:
+        with backend.restore_model_state():
+            return self._batch(rows)
+
+    def _batch(self, rows: Any) -> tuple:
         batch = structures.as_nest(_with_tuples(self._collate(rows)))
         batch = structures.select(batch, self._options.columns)
         structures.map_leaves(_refuse_strings, batch)
@@ -279,7 +285,8 @@ class _CheckedRows(torch_data.IterableDataset):
             yield row
         options = self._options
         if rows < (1 if options.pad else options.batch_size):
-            raise ValueError(f"{options.too_few()} Received: {rows} rows")
+            with backend.restore_model_state():
+                raise ValueError(f"{options.too_few()} Received: {rows} rows")
         if not self._logged:
             self._logged = True
             options.log_left_out(rows)

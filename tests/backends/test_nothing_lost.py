@@ -232,6 +232,66 @@ def test_every_error_in_every_call(kind, fault, call):
     check(kind, fault, call)
 
 
+def generator():
+    """Its second batch has another dtype than its first."""
+    rows = batch(2 * ROWS)
+    yield {name: ids[:ROWS] for name, ids in rows.items()}
+    yield {name: ids[ROWS:].astype("int64") for name, ids in rows.items()}
+
+
+def broken_data(kind, folder):
+    """Returns batches of which the second is refused while a model reads."""
+    if kind == "generator":
+        data = generator()
+        return inbatch_neg.full_batches(data, ROWS, batched=True)
+    if kind == "parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        columns = {
+            name: [*ids[:ROWS].tolist(), None, *ids[ROWS + 1 :].tolist()]
+            for name, ids in batch(2 * ROWS).items()
+        }
+        file = folder / "rows.parquet"
+        parquet.write_table(pyarrow.table(columns), file, row_group_size=ROWS)
+        return inbatch_neg.full_batches(str(file), ROWS)
+
+    from torch.utils import data as torch_data
+
+    class Rows(torch_data.IterableDataset):
+        def __iter__(self):
+            for place, user in enumerate(batch(2 * ROWS)["user"].tolist()):
+                width = 1 if place < ROWS else place
+                yield {"user": user, "item": np.ones(width, "int32")}
+
+    return inbatch_neg.full_batches(Rows(), ROWS)
+
+
+@pytest.mark.backends("jax", "torch")
+@pytest.mark.parametrize("call", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("kind", ["generator", "parquet", "torch"])
+def test_data_that_is_refused_while_a_model_reads_it(kind, call, tmp_path):
+    ids = {n: keras.Input((), dtype="int32", name=n) for n in ("user", "item")}
+    item = keras.Input((1,), dtype="int32", name="item")
+    inputs = ids if kind != "torch" else {**ids, "item": item}
+    model = keras.Model(
+        inputs,
+        inbatch_neg.InBatchNegativeSoftmax()(
+            tower()(inputs["user"]),
+            tower()(keras.ops.reshape(inputs["item"], (-1,))),
+        ),
+    )
+    # Nothing moves the weights in the first batch.
+    model.compile(
+        keras.optimizers.SGD(0.0), loss=inbatch_neg.InBatchNegativeLoss()
+    )
+    before = model.get_weights()
+    options = {"steps_per_epoch": 2} if call == "fit" else {"steps": 2}
+    with pytest.raises((ValueError, TypeError)):
+        getattr(model, call)(broken_data(kind, tmp_path), verbose=0, **options)
+    assert_all_equal(model.get_weights(), before)
+
+
 def test_a_model_that_was_never_compiled(tmp_path):
     user, item = (keras.Input((), dtype="int32", name=n) for n in batch(1))
     inputs = {"user": user, "item": item}
