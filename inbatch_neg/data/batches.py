@@ -10,7 +10,6 @@ import keras
 
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
-from inbatch_neg.data.threads import in_python_thread
 
 
 def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
@@ -56,8 +55,6 @@ def _read(
             dataset.workers, initializer=_keep, initargs=(dataset,)
         )
         read = _item_of_kept
-        # Forks the workers.
-        in_python_thread(lambda: pool.submit(_do_nothing))
     else:
         pool = futures.ThreadPoolExecutor(dataset.workers)
         read = dataset.__getitem__
@@ -81,10 +78,6 @@ def _in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _do_nothing() -> None:
-    pass
 
 
 _kept: Any = None

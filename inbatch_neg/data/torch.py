@@ -1,7 +1,9 @@
 """Datasets and loaders of PyTorch as a source."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,6 @@ from inbatch_neg.data import columns, structures
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream
-from inbatch_neg.data.threads import in_python_thread
 from inbatch_neg.data.training_backend import uses_torch
 
 
@@ -159,11 +160,26 @@ def as_stream(loader: torch_data.DataLoader, options: Options) -> Stream:
 
 
 def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
-    """Returns an iterator whose workers were started in a Python thread."""
+    """Returns an iterator whose workers were started in a Python thread.
+
+    tf.data reads in a thread that Python did not start. A process that is
+    forked there ends with exit code 1, since `threading` finds no main thread,
+    and PyTorch reports a crash.
+    """
     if not loader.num_workers:
         return iter(loader)
-    batches: Iterator[Any] = in_python_thread(lambda: iter(loader))
-    return batches
+    opened: futures.Future = futures.Future()
+
+    def open_it() -> None:
+        try:
+            opened.set_result(iter(loader))
+        except BaseException as error:
+            opened.set_exception(error)
+
+    thread = threading.Thread(target=open_it)
+    thread.start()
+    thread.join()
+    return opened.result()
 
 
 def _hint(row: Any) -> str:
