@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from inbatch_neg.backends import backend
 from inbatch_neg.data import columns, structures
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options
 from inbatch_neg.data.padding import padded
@@ -61,6 +62,10 @@ class Stream:
         Raises:
             ValueError: at the end, if there was no batch.
         """
+        with backend.restore_model_state():
+            yield from self._batches(number)
+
+    def _batches(self, number: int) -> Iterator[Any]:
         rng = None
         if self._seed is not None:
             rng = np.random.default_rng((self._seed, number))

@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 
-from inbatch_neg.backends import backend
 from inbatch_neg.data.stream import Stream
 
 
@@ -47,7 +46,7 @@ class StreamBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         """Returns the next batch."""
-        with backend.restore_model_state(), self._lock:
+        with self._lock:
             if self._iterator is None or self._begins_a_pass(index):
                 self._begin()
             self._epoch_begins = self._size_was_read = False

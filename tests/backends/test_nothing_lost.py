@@ -269,8 +269,11 @@ def broken_data(kind, folder):
 
 @pytest.mark.backends("jax", "torch")
 @pytest.mark.parametrize("call", ["fit", "evaluate", "predict"])
+@pytest.mark.parametrize("steps", [None, 2])
 @pytest.mark.parametrize("kind", ["generator", "parquet", "torch"])
-def test_data_that_is_refused_while_a_model_reads_it(kind, call, tmp_path):
+def test_data_that_is_refused_while_a_model_reads_it(
+    kind, steps, call, tmp_path
+):
     ids = {n: keras.Input((), dtype="int32", name=n) for n in ("user", "item")}
     item = keras.Input((1,), dtype="int32", name="item")
     inputs = ids if kind != "torch" else {**ids, "item": item}
@@ -286,7 +289,7 @@ def test_data_that_is_refused_while_a_model_reads_it(kind, call, tmp_path):
         keras.optimizers.SGD(0.0), loss=inbatch_neg.InBatchNegativeLoss()
     )
     before = model.get_weights()
-    options = {"steps_per_epoch": 2} if call == "fit" else {"steps": 2}
+    options = {"steps_per_epoch" if call == "fit" else "steps": steps}
     with pytest.raises((ValueError, TypeError)):
         getattr(model, call)(broken_data(kind, tmp_path), verbose=0, **options)
     assert_all_equal(model.get_weights(), before)
