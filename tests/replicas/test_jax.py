@@ -37,7 +37,6 @@ def alone(tmp_path_factory):
         ("fit", "data", ()),
         ("fit", "model", FEW),
         ("loop", "data", FEW),
-        ("loop", "model", FEW),
     ],
 )
 def test_four_devices_equal_one_device(alone, tmp_path, way, kind, cases):
