@@ -10,11 +10,16 @@ from inbatch_neg import ChunkedTower
 from tests.helpers import BACKEND, assert_close, to_numpy
 from tests.layers import towers
 
-WAYS = {
-    "tensorflow": ("compiled", "xla", "eager"),
-    "jax": ("compiled", "eager"),
-    "torch": ("eager",),
-}[BACKEND]
+# By way, the backends that have it.
+_BACKENDS = {
+    "compiled": ("tensorflow", "jax"),
+    "xla": ("tensorflow",),
+    "eager": ("tensorflow", "jax", "torch"),
+}
+WAYS = [
+    pytest.param(way, marks=pytest.mark.backends(*backends))
+    for way, backends in _BACKENDS.items()
+]
 
 
 def encoder(eager):
@@ -70,15 +75,14 @@ def trained(tower, optimizer, **how):
     return [np.asarray(losses), *model.get_weights()]
 
 
-HOW = {
-    "tensorflow": [
-        {"jit_compile": True},
-        {"jit_compile": False},
-        {"run_eagerly": True},
-    ],
-    "jax": [{"jit_compile": True}, {"run_eagerly": True}],
-    "torch": [{}],
-}[BACKEND]
+HOW = [
+    pytest.param(how, marks=pytest.mark.backends(*backends))
+    for how, backends in (
+        ({"jit_compile": True}, ("tensorflow", "jax")),
+        ({"jit_compile": False}, ("tensorflow", "torch")),
+        ({"run_eagerly": True}, ("tensorflow", "jax")),
+    )
+]
 
 
 @pytest.mark.parametrize("how", HOW, ids=str)

@@ -79,7 +79,14 @@ def test_state_goes_from_chunk_to_chunk(name, way):
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("way", [w for w in WAYS if w != "eager"] or WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        *WAYS[:-1],
+        # Elsewhere an eager call of so many operations is slow.
+        pytest.param("eager", marks=pytest.mark.backends("torch")),
+    ],
+)
 def test_attention_dropout(way):
     batch = towers.rows_of(10)
     one, other = (copy(lambda: towers.encoder(dropout=0.5)) for _ in "ab")
@@ -216,7 +223,7 @@ def test_the_global_generator_of_keras():
     for make in (towers.ByHand, towers.chunked):
         model = make(copy(lambda: dense(Unseeded())), 4)
         keras.utils.set_random_seed(9)
-        for way in WAYS:
+        for way in ("compiled", "xla", "eager"):  # all eager on PyTorch
             results.append(towers.run(model, batch, way=way))
     half = len(results) // 2
     for expected, found in zip(results[:half], results[half:]):
