@@ -128,10 +128,9 @@ def test_paths_and_order_of_weights_are_those_of_the_tower(tmp_path):
     chunked.set_weights(plain.get_weights())
     assert_close(outputs(chunked), outputs(plain), 1e-6)
     plain.set_weights([w + 0.1 for w in plain.get_weights()])
-    # Copies: on JAX a model gives up the arrays of its state as it runs.
-    state = keras.tree.map_structure(to_numpy, plain.get_state_tree())
-    state = keras.tree.map_structure(np.copy, state)
-    chunked.set_state_tree(state)
+    values = {v.path: to_numpy(v) for v in plain.variables}
+    for variable in chunked.variables:
+        variable.assign(values[variable.path])
     assert_close(outputs(chunked), outputs(plain), 1e-6)
     # As a file, those of the tower, which is the same object in both.
     tower = chunked_of(chunked).tower
@@ -161,7 +160,14 @@ def test_weights_of_the_whole_model_as_a_file(model, tmp_path):
 
 
 @pytest.mark.backends("tensorflow", "jax")
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    "whole",
+    [
+        # Keras 3.5 exports a dict of inputs as a list.
+        pytest.param(True, marks=pytest.mark.keras_at_least("3.6")),
+        False,
+    ],
+)
 def test_exported(model, whole, tmp_path):
     import tensorflow as tf
 
@@ -170,7 +176,7 @@ def test_exported(model, whole, tmp_path):
     exported = (
         model if whole else keras.Model(tower.inputs, tower.output["vector"])
     )
-    exported.export(tmp_path / "saved", verbose=False)
+    exported.export(tmp_path / "saved")
     # Owns the variables of its functions.
     loaded = tf.saved_model.load(str(tmp_path / "saved"))
     for rows in (1, 3, 4, 10):
@@ -194,15 +200,23 @@ def test_a_model_of_the_package(tmp_path):
     """With the softmax behind it, saved in the middle of training."""
     query, item = towers.inputs("query_"), towers.inputs("item_")
     tower = ChunkedTower(towers.encoder(), 4)
-    given = [*query.values(), *item.values()]
     losses = inbatch_neg.InBatchNegativeSoftmax(temperature=0.5)(
         tower(query)["vector"], tower(item)["vector"]
     )
-    model = keras.Model(given, losses)
+    model = keras.Model(
+        {v.name: v for v in [*query.values(), *item.values()]}, losses
+    )
     model.compile("sgd", loss=inbatch_neg.InBatchNegativeLoss())
-    rows = [*towers.rows_of(10).values(), *towers.rows_of(10, 1).values()]
+    rows = {
+        f"{side}_{name}": values
+        for seed, side in enumerate(("query", "item"))
+        for name, values in towers.rows_of(10, seed).items()
+    }
     model.train_on_batch(rows, np.zeros(10))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    one, other = (m.train_on_batch(rows, np.zeros(10)) for m in (model, loaded))
-    assert_close(np.asarray(other), np.asarray(one), 1e-6)
+    one, other = (
+        m.fit(rows, np.zeros(10), batch_size=10, verbose=0).history["loss"]
+        for m in (model, loaded)
+    )
+    assert_close(other, one, 1e-6)
