@@ -211,6 +211,7 @@ def test_a_later_call_does_not_disturb_the_gradient_of_an_earlier_one():
 
 
 @pytest.mark.backends("tensorflow", "torch")
+@pytest.mark.keras_at_least("3.6")  # draws otherwise in the loop before
 def test_the_global_generator_of_keras():
     """JAX refuses it in a compiled function, by Keras' own error."""
 
