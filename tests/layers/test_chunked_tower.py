@@ -106,7 +106,21 @@ def functional(tower):
     return keras.Model(given, tower(given)["vector"])
 
 
-@pytest.mark.parametrize("how", HOW, ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(
+            {"jit_compile": True},
+            marks=[
+                pytest.mark.backends("tensorflow", "jax"),
+                # XLA of TensorFlow 2.16 has no loop of an unknown length.
+                pytest.mark.keras_at_least("3.6"),
+            ],
+        ),
+        *HOW[1:],
+    ],
+    ids=str,
+)
 def test_fit_evaluate_and_predict_take_a_partial_last_batch(how):
     tower = encoder(how.get("run_eagerly", False))
     plain, chunked = functional(tower), functional(ChunkedTower(tower, 4))
