@@ -1,35 +1,24 @@
 """The code search example, on small packages that the tests write."""
 
 import argparse
-import importlib
 import itertools
-import pathlib
 import re
-import sys
 
 import keras
 import numpy as np
 import pytest
 
-EXAMPLES = pathlib.Path(__file__).parents[2] / "docs" / "examples"
+from tests.docs import examples
 
 
 @pytest.fixture(scope="module")
 def data():
-    return _example("code_search_data")
+    return examples.load("code_search_data")
 
 
 @pytest.fixture(scope="module")
 def code_search():
-    return _example("code_search")
-
-
-def _example(name):
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    return examples.load("code_search")
 
 
 def write(folder, files):

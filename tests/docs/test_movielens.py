@@ -1,32 +1,20 @@
 """The MovieLens example, on a small data set in its format."""
 
-import importlib
-import pathlib
-import sys
-
 import keras
 import numpy as np
 import pytest
 
-EXAMPLES = pathlib.Path(__file__).parents[2] / "docs" / "examples"
+from tests.docs import examples
 
 
 @pytest.fixture(scope="module")
 def data():
-    return _example("movielens_data")
+    return examples.load("movielens_data")
 
 
 @pytest.fixture(scope="module")
 def movielens():
-    return _example("movielens")
-
-
-def _example(name):
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(EXAMPLES))
+    return examples.load("movielens")
 
 
 def write(folder, rows):
