@@ -6,20 +6,19 @@ import re
 
 import pytest
 
-TEXT = (pathlib.Path(__file__).parents[2] / "docs/data.md").read_text("utf-8")
+from tests.docs import fences
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_examples():
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    assert len(blocks) >= 10
-    names = {"__name__": "example"}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"docs/data.md, block {number}", "exec"), names)
+    assert fences.run(PAGE, {"__name__": "example"}) >= 10
 
 
 def test_versions():
-    table = re.findall(r"^\|[^|]*\| (\w+) ([\d.]+) \|", TEXT, re.MULTILINE)
+    text = PAGE.read_text(encoding="utf-8")
+    table = re.findall(r"^\|[^|]*\| (\w+) ([\d.]+) \|", text, re.MULTILINE)
     assert {name.lower() for name, _ in table} == {
         "numpy",
         "pandas",

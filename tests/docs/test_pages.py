@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import inbatch_neg
+from tests.docs import fences
 from tests.helpers import value_and_gradients
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -27,16 +28,8 @@ PAGES = (
 def run(page, folder, monkeypatch):
     """Runs the fenced Python of a page in `folder`; returns its names."""
     monkeypatch.chdir(folder)
-    path = DOCS / page
-    text = path.read_text(encoding="utf-8")
-    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.S | re.M))
-    assert blocks
     names = {"__name__": page}
-    for block in blocks:
-        # So that an error names the line of the page.
-        line = text[: block.start(1)].count("\n")
-        code = compile("\n" * line + block.group(1), str(path), "exec")
-        exec(code, names)
+    assert fences.run(DOCS / page, names)
     return names
 
 

@@ -4,11 +4,11 @@ import doctest
 import importlib
 import pathlib
 import pkgutil
-import re
 
 import pytest
 
 import inbatch_neg
+from tests.docs import fences
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODULES = [
@@ -39,10 +39,7 @@ def test_every_public_name_has_an_example():
 
 
 def test_readme():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    assert blocks
+    page = ROOT / "README.md"
+    text = page.read_text(encoding="utf-8")
     assert text.index("```python") < text.index("\n## ")
-    names = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+    assert fences.run(page, {})

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 import inbatch_neg
+from tests.docs import fences
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
 
@@ -19,15 +19,8 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
 @pytest.mark.keras_at_least("3.6")
 def test_code_of_the_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = PAGE.read_text(encoding="utf-8")
     names = {"__name__": "serving"}
-    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.S | re.M))
-    assert len(blocks) >= 9
-    for block in blocks:
-        # So that an error names the line of the page.
-        line = text[: block.start(1)].count("\n")
-        code = compile("\n" * line + block.group(1), str(PAGE), "exec")
-        exec(code, names)
+    assert fences.run(PAGE, names) >= 9
     assert {"served", "graph", "retrieve"} <= names.keys()
 
 

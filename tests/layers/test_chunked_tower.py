@@ -110,12 +110,9 @@ def functional(tower):
     "how",
     [
         pytest.param(
-            {"jit_compile": True},
-            marks=[
-                pytest.mark.backends("tensorflow", "jax"),
-                # XLA of TensorFlow 2.16 has no loop of an unknown length.
-                pytest.mark.keras_at_least("3.6"),
-            ],
+            *HOW[0].values,
+            # XLA of TensorFlow 2.16 has no loop of an unknown length.
+            marks=[*HOW[0].marks, pytest.mark.keras_at_least("3.6")],
         ),
         *HOW[1:],
     ],

@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+from tests.docs import fences
+
 FOLDER = pathlib.Path(__file__).parents[3] / "docs" / "coming-from"
 DATA, BEFORE, AFTER = "The data of both", "Before", "After"
 
@@ -16,17 +18,8 @@ def run(page, *headings):
         section = re.search(
             rf"^## {heading}$(.*?)(?=^## |\Z)", text, re.S | re.M
         )
-        start = section.start(1)
-        blocks = list(
-            re.finditer(r"^```python\n(.*?)^```$", section[1], re.S | re.M)
-        )
-        if not blocks:
+        if not fences.run(path, names, *section.span(1)):
             raise ValueError(f"{path} has no code below {heading}.")
-        for block in blocks:
-            # So that an error names the line of the page.
-            line = text[: start + block.start(1)].count("\n")
-            code = compile("\n" * line + block[1], str(path), "exec")
-            exec(code, names)
     return names
 
 
