@@ -7,7 +7,6 @@ import grain
 import numpy as np
 from grain import experimental
 
-from inbatch_neg.backends import backend
 from inbatch_neg.data import structures
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import padded
@@ -154,8 +153,7 @@ class _FullBatches(grain.DatasetIterator):
     def _end(self, rest: int) -> None:
         options = self._options
         if not self._read:
-            with backend.restore_model_state():
-                raise ValueError(f"{options.too_few()} Received: {rest} rows")
+            options.refuse_too_few(f"{rest} rows")
         if not self._owner.logged:
             self._owner.logged = True
             options.log_left_out(self._read * options.batch_size + rest)

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from inbatch_neg import arguments
+from inbatch_neg.backends import backend
 
 # Rows in the shuffle buffer of data that is read in order.
 SHUFFLE_BUFFER = 2**17
@@ -45,7 +46,7 @@ class Options(NamedTuple):
             log: Whether to log.
         """
         if rows < (1 if self.pad else self.batch_size):
-            raise ValueError(f"{self.too_few()} Received: {rows} rows.{hint}")
+            self.refuse_too_few(f"{rows} rows.{hint}")
         if log:
             self.log_left_out(rows)
 
@@ -69,7 +70,12 @@ class Options(NamedTuple):
                 rows,
             )
 
-    def too_few(self) -> str:
+    def refuse_too_few(self, received: str) -> NoReturn:
+        """Raises the error for too few rows, also while a model reads them."""
+        with backend.restore_model_state():
+            raise ValueError(f"{self._too_few()} Received: {received}")
+
+    def _too_few(self) -> str:
         """The error message for data that does not fill one batch."""
         if self.pad:
             return "`data` must have rows, otherwise an epoch is empty."

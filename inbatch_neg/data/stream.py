@@ -81,7 +81,7 @@ class Stream:
                     batch = padded(batch, size, options.batch_size)
                 yield batch
         if rows < (1 if options.pad else options.batch_size):
-            raise ValueError(f"{options.too_few()} Received: {rows} rows")
+            options.refuse_too_few(f"{rows} rows")
         if not self._logged:
             self._logged = True
             options.log_left_out(rows)

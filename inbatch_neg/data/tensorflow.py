@@ -224,7 +224,7 @@ def _count_for_keras(
         return batches
     number = batches.reduce(tf.constant(0, tf.int64), lambda n, *_: n + 1)
     if not int(number):
-        raise ValueError(options.too_few() + " Received: 0 rows")
+        options.refuse_too_few("0 rows")
     return batches.apply(tf.data.experimental.assert_cardinality(number))
 
 
@@ -292,9 +292,7 @@ def _refuse_empty(dataset: tf.data.Dataset, options: Options) -> None:
                 for _ in self.take(1):
                     break
                 else:
-                    raise ValueError(
-                        options.too_few() + " Received: fewer rows"
-                    )
+                    options.refuse_too_few("fewer rows")
                 self.looked = True
             return super().__iter__()
 

@@ -97,14 +97,13 @@ def _refuse_empty(loader: torch_data.DataLoader, options: Options) -> None:
                 empty = False
                 yield batch
             if empty:
-                received = " Received: a DataLoader without a full batch"
+                received = "a DataLoader without a full batch"
                 if self.num_workers:
                     received += (
                         f", with num_workers={self.num_workers}. Each worker "
                         "makes batches of its own rows"
                     )
-                with backend.restore_model_state():
-                    raise ValueError(options.too_few() + received)
+                options.refuse_too_few(received)
 
     loader.__class__ = FullBatches
 
@@ -301,8 +300,7 @@ class _CheckedRows(torch_data.IterableDataset):
             yield row
         options = self._options
         if rows < (1 if options.pad else options.batch_size):
-            with backend.restore_model_state():
-                raise ValueError(f"{options.too_few()} Received: {rows} rows")
+            options.refuse_too_few(f"{rows} rows")
         if not self._logged:
             self._logged = True
             options.log_left_out(rows)
