@@ -96,6 +96,11 @@ def unmasked(pairs):
     )
 
 
+def uncorrected(pairs):
+    """Without log q: popular items are pushed down as often as they occur."""
+    return corrected(pairs._replace(probability=None))
+
+
 def streaming(pairs):
     """Probabilities that are estimated while training, not counted before."""
     estimate = inbatch_neg.StreamingSamplingProbability(10_000, num_hashes=4)
@@ -173,6 +178,7 @@ RECIPES = {
     "rotation": Recipe("rotation, 10 negatives", rotation),
     "recipe": Recipe("unit length, 0.2, log q, masks", corrected),
     "unmasked": Recipe("... without ids", unmasked),
+    "uncorrected": Recipe("... without log q", uncorrected),
     "streaming": Recipe("... q estimated while training", streaming),
     "memory": Recipe("... and a memory of 1024", memory),
     "hardest": Recipe("... the hardest 100 alone", hardest),

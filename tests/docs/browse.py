@@ -197,7 +197,9 @@ def browse(site, executable, screenshots=None):
             context.close()
         context = browser.new_context(**DEVICES["desktop"])
         search(context, home, "rotation_logits", "api/", problems)
-        search(context, home, "streaming probability", "negatives/", problems)
+        search(
+            context, home, "streaming probability", "popular-items/", problems
+        )
         search(
             context,
             home,

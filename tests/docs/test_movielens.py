@@ -68,7 +68,15 @@ def test_a_recipe_learns_the_two_groups(movielens, data, folder, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["memory", "hardest", "learned", "unmasked", "two_vectors"]
+    "name",
+    [
+        "memory",
+        "hardest",
+        "learned",
+        "unmasked",
+        "uncorrected",
+        "two_vectors",
+    ],
 )
 def test_the_other_recipes_train(movielens, data, folder, name):
     split = data.split_last_two(data.load_ratings(folder))

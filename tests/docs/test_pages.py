@@ -19,7 +19,9 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 PAGES = (
     "beyond-memory.md",
     "evaluation.md",
-    "negatives.md",
+    "false-negatives.md",
+    "more-negatives.md",
+    "popular-items.md",
     # Its index is not installed beside the oldest Keras.
     pytest.param("several-vectors.md", marks=pytest.mark.keras_at_least("3.6")),
 )

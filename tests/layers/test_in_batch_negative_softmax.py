@@ -233,7 +233,7 @@ def test_layer_equals_the_loss_function(each_path, training):
 
 
 def test_the_mixture_of_two_sources_gives_the_sum_over_the_catalogue():
-    """The probability that docs/negatives.md derives for uniform extra rows.
+    """The probability that the docs derive for uniform extra rows.
 
     Of B + M candidates, B are rows of the data, drawn by frequency p, and M
     are drawn uniformly from V items: q_j = (B p_j + M / V) / (B + M). Here
