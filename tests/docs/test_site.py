@@ -60,7 +60,11 @@ def test_every_public_member_is_documented(name):
                 assert inspect.getdoc(value), f"{name}.{member}"
 
 
-def test_the_citation_has_the_version_of_the_package():
+def test_citation_and_changelog_have_the_version_of_the_package():
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     (version,) = re.findall(r"^version: (.*)$", text, re.M)
+    (date,) = re.findall(r'^date-released: "(.*)"$', text, re.M)
     assert version == inbatch_neg.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## \[(\d.*)\] - (.*)$", changes, re.M)
+    assert newest.groups() == (version, date)
