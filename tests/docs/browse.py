@@ -151,13 +151,18 @@ def broken_links(site, home, links, ids):
 def search(context, home, words, path, problems):
     """Types words into the search, and looks for a page in its answers."""
     page = open_page(context, home, "/", problems)
-    page.locator(".md-search__input").first.fill(words)
+    field = page.locator(".md-search__input").first
     answers = page.locator(".md-search-result__link")
-    try:
-        answers.first.wait_for(timeout=60_000)
-        found = [one.get_attribute("href") or "" for one in answers.all()]
-    except sync_api.TimeoutError:
-        found = []
+    field.fill(words)
+    # The search listens to keys, and only once its script runs.
+    for _ in range(12):
+        field.press("End")
+        try:
+            answers.first.wait_for(timeout=5_000)
+            break
+        except sync_api.TimeoutError:
+            continue
+    found = [one.get_attribute("href") or "" for one in answers.all()]
     # Without the words to highlight.
     found = [re.sub(r"\?[^#]*", "", one) for one in found]
     if not any(path in one for one in found):
