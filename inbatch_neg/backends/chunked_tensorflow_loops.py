@@ -105,9 +105,9 @@ class GraphChunks(Chunks):
         self._carries, self._last_carry = stacked[len(outputs) :], carry
         outputs = [self._flat(x) for x in stacked[: len(outputs)]]
         if self._has_last:
-            last = self._last(rows)
-            arguments = list(weights), self._with(carry), last
-            ends, new = _traced(self._run_one, *arguments)(*arguments)
+            arguments = list(weights), self._with(carry), self._last(rows)
+            last = _traced(self._run_one, *arguments)
+            ends, new = _in_turn(last, *arguments)
             carry = self._assigned(new)
             outputs = [tf.concat(pair, axis=0) for pair in zip(outputs, ends)]
         outputs = [
@@ -157,7 +157,8 @@ class GraphChunks(Chunks):
         if not self._has_last:
             return of_loop
         last = arguments(self._last_carry, self._last)
-        ends = layout.stacked_and_summed(_traced(run_back, *last)(*last))
+        run_last = _traced(run_back, *last)
+        ends = layout.stacked_and_summed(_in_turn(run_last, *last))
         return joined([of_loop, layout.unflatten(*ends)], len(sources))
 
     def _set_sizes(self, rows: Sequence[Tensor]) -> None:
@@ -274,13 +275,36 @@ class GraphChunks(Chunks):
             arrays = [a.write(number, x) for a, x in zip(arrays, results)]
             return number + 1, arrays, carry
 
-        _, arrays, carry = tf.while_loop(
-            lambda number, *_: number < self._full,
-            body,
-            (tf.constant(0), arrays, list(carry)),
-            parallel_iterations=1,  # only one chunk in memory at a time
-        )
-        return [array.stack() for array in arrays], list(carry)
+        def loop(start: Tensor) -> tuple[list, list]:
+            _, stacked, end = tf.while_loop(
+                lambda number, *_: number < self._full,
+                body,
+                (start, arrays, list(carry)),
+                parallel_iterations=1,  # only one chunk in memory at a time
+            )
+            return [array.stack() for array in stacked], list(end)
+
+        return _in_turn(loop, tf.constant(0))
+
+
+def _in_turn(run: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns `run(*arguments)`, computed after earlier chunks of the graph.
+
+    The towers of a model do not depend on each other, so TensorFlow would
+    compute a chunk of each at the same time. Replicas have their own devices.
+    """
+    device = tf.constant(0).device
+    graph = tf.compat.v1.get_default_graph()
+    chunks = tf.compat.v1.get_collection_ref(f"inbatch_neg chunks {device}")
+    # A graph inside another begins with the collections of the outer one.
+    earlier = [x for x in chunks if x.graph is graph]
+    with tf.control_dependencies(earlier):
+        arguments = tf.nest.map_structure(tf.identity, arguments)
+    results = run(*arguments)
+    # A control dependency on an inlined function does not wait for its outputs.
+    results = tf.nest.map_structure(tf.identity, results)
+    chunks[:] = tf.nest.flatten(results)
+    return results
 
 
 def _traced(function: Callable[..., Any], *arguments: list[Tensor]) -> Any:

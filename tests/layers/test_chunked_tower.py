@@ -1,5 +1,7 @@
 """The tower in chunks against the tower: values, gradients, training."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -311,6 +313,44 @@ def test_gradients_of_embeddings_stay_sparse(way):
 
 def tree_of_tensors(batch):
     return {k: keras.ops.convert_to_tensor(v) for k, v in batch.items()}
+
+
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize("rows", [None, 8, 10])
+def test_one_chunk_at_a_time(rows):
+    """The chunks of two towers, and of their gradients, wait for each other.
+
+    Otherwise TensorFlow would keep the activations of several at once.
+    """
+    import tensorflow as tf
+
+    tower = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    chunked = ChunkedTower(tower, 4)
+
+    @tf.function(input_signature=2 * [tf.TensorSpec((rows, 3))])
+    def gradients(query, item):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(chunked(query) * chunked(item))
+        return tape.gradient(loss, tower.trainable_variables)
+
+    operations = gradients.get_concrete_function().graph.get_operations()
+    chunks = [
+        x for x in operations if "While" in x.type or "Partitioned" in x.type
+    ]
+    assert len(chunks) == (4 if rows == 8 else 8)
+    for earlier, later in itertools.pairwise(chunks):
+        assert earlier in ancestors(later), (earlier.name, later.name)
+
+
+def ancestors(operation):
+    """Returns the operations that finish before this one starts."""
+    found, rest = set(), [operation]
+    while rest:
+        one = rest.pop()
+        before = {*one.control_inputs, *(x.op for x in one.inputs)} - found
+        found |= before
+        rest += before
+    return found
 
 
 @pytest.mark.backends("tensorflow")
