@@ -73,10 +73,67 @@ def _encoder(keras):
 
 
 def sentence_transformers_step(rows, chunk_size):
-    """The same with a BERT of the same size and its cached loss."""
+    """The same with the cached loss of sentence-transformers, around a BERT."""
+    import torch
+    from sentence_transformers import losses
+
+    model = _bert()
+    loss_of = losses.CachedMultipleNegativesRankingLoss(
+        model, mini_batch_size=chunk_size
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def step(rows):
+        optimizer.zero_grad()
+        loss = loss_of(_features(rows), torch.zeros(rows))
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def chunked_bert_step(rows, chunk_size):
+    """`ChunkedTower` around the modules that sentence-transformers trains."""
+    import keras
+    import torch
+
+    import inbatch_neg
+
+    model = _bert()
+
+    class Embed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, features):
+            return self.model(dict(features))["sentence_embedding"]
+
+    tower = inbatch_neg.ChunkedTower(
+        keras.layers.TorchModuleWrapper(Embed()), chunk_size
+    )
+    softmax = inbatch_neg.InBatchNegativeSoftmax(
+        temperature=0.05, batch_size="any"
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def step(rows):
+        optimizer.zero_grad()
+        query, item = (tower(x, training=True) for x in _features(rows))
+        loss = softmax(query, item, training=True).mean()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def _bert():
+    """Returns a BERT of the same size with random weights, and its pooling."""
     import torch
     import transformers
-    from sentence_transformers import SentenceTransformer, losses, models
+    from sentence_transformers import SentenceTransformer, models
 
     class Bert(torch.nn.Module):
         def __init__(self):
@@ -101,29 +158,30 @@ def sentence_transformers_step(rows, chunk_size):
             return features
 
     torch.manual_seed(0)
-    model = SentenceTransformer(
+    return SentenceTransformer(
         modules=[Bert(), models.Pooling(WIDTH), models.Normalize()]
     )
-    loss_of = losses.CachedMultipleNegativesRankingLoss(
-        model, mini_batch_size=chunk_size
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
-    def step(rows):
-        features = [
-            {
-                "input_ids": torch.as_tensor(ids.astype("int64")),
-                "attention_mask": torch.ones(ids.shape, dtype=torch.int64),
-            }
-            for ids in _pairs(rows)
-        ]
-        optimizer.zero_grad()
-        loss = loss_of(features, torch.zeros(rows))
-        loss.backward()
-        optimizer.step()
-        return float(loss)
 
-    return step
+def _features(rows):
+    """Returns the queries and the items as sentence-transformers takes them."""
+    import torch
+
+    return [
+        {
+            "input_ids": torch.as_tensor(ids.astype("int64")),
+            "attention_mask": torch.ones(ids.shape, dtype=torch.int64),
+        }
+        for ids in _pairs(rows)
+    ]
+
+
+STEPS = {
+    "plain": keras_step,
+    "chunked": keras_step,
+    "sentence_transformers": sentence_transformers_step,
+    "chunked_bert": chunked_bert_step,
+}
 
 
 def _pairs(rows):
@@ -135,10 +193,7 @@ def _pairs(rows):
 
 def measure(contender, rows, chunk_size, steps):
     """Returns seconds, processor seconds and extra bytes of a step."""
-    make = keras_step
-    if contender == "sentence_transformers":
-        make = sentence_transformers_step
-    step = make(rows, chunk_size)
+    step = STEPS[contender](rows, chunk_size)
     step(32)  # loads what the engine loads late
     before = _peak()
     losses, seconds, processor = [], [], []
@@ -191,7 +246,8 @@ def contenders_of(backend, chunks):
     """Returns (contender, chunk size), the plain tower first."""
     found = [("plain", 0), *(("chunked", size) for size in chunks)]
     if backend == "torch":
-        found += [("sentence_transformers", size) for size in chunks]
+        for name in ("sentence_transformers", "chunked_bert"):
+            found += [(name, size) for size in chunks]
     return found
 
 
@@ -205,7 +261,8 @@ def main():
     add("--rounds", type=int, default=1)
     add("--steps", type=int, default=2, help="timed steps of a process")
     add("--without", nargs="*", default=[], help="contenders left out")
-    add("--json", default="towers.json")
+    add("--json", default="towers.json", help="keeps all figures")
+    add("--plot", help="picture file: memory by rows, in chunks of 256")
     options = parser.parse_args()
     every, missed = [], False
     for backend in options.backends:
@@ -238,7 +295,51 @@ def main():
             ]
             with open(options.json, "w") as file:
                 json.dump(every, file, indent=1)
+    if options.plot:
+        plot(every, options.plot)
     return int(missed)
+
+
+def plot(every, path):
+    """Draws the extra memory over B, a panel for each backend."""
+    from matplotlib.figure import Figure
+
+    looks = {
+        "plain": ("plain tower", "#d55e00", "s"),
+        "chunked": ("ChunkedTower, chunks of 256", "#0072b2", "o"),
+    }
+    titles = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(BACKENDS), sharey=True)
+    for axes, backend in zip(panels, BACKENDS):
+        for contender, (label, colour, marker) in looks.items():
+            points = sorted(
+                (one["rows"], _best(one["results"], "extra_bytes") / 1e9)
+                for one in every
+                if one["backend"] == backend
+                and one["contender"] == contender
+                and one["chunk_size"] in (0, 256)
+            )
+            if points:
+                axes.plot(
+                    *zip(*points), color=colour, marker=marker, label=label
+                )
+        axes.set(title=titles[backend], xlabel="rows in the batch, B")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        ticks = sorted({one["rows"] for one in every})
+        axes.set_xticks(ticks, [f"{rows:,}" for rows in ticks])
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("extra memory (GB)")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+    )
+    # Opaque, so that it can be read on a dark page too.
+    figure.savefig(path, dpi=150, facecolor="white")
 
 
 def _best(results, name):
