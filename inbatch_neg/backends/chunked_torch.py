@@ -151,12 +151,42 @@ class _Chunks:
             ]
             if not pairs:
                 return [None] * len(sources)
+            if number == 0:
+                self._refuse_other_sources(
+                    [output for output, _ in pairs],
+                    [*(x for _, x in self.weights), *chunk],
+                )
             return torch.autograd.grad(
                 [output for output, _ in pairs],
                 sources,
                 [gradient for _, gradient in pairs],
                 allow_unused=True,
             )
+
+    def _refuse_other_sources(
+        self, outputs: Sequence[Tensor], known: Sequence[Tensor]
+    ) -> None:
+        """Refuses weights of others: this backward cannot reach them."""
+        known_ids = {id(x) for x in known}
+        # A known tensor may itself be computed, such as a cast weight.
+        seen = {None, *(x.grad_fn for x in known)}
+        rest = list({x.grad_fn for x in outputs} - seen)
+        seen |= set(rest)
+        while rest:
+            node = rest.pop()
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in known_ids:
+                raise ValueError(
+                    "`tower` must own all weights that its outputs depend on: "
+                    "another one would get no gradient on PyTorch. Fix: make "
+                    "the layer that has the weight a part of the tower, or "
+                    "call the tower without `ChunkedTower`. Received: "
+                    f"tower={self._call.tower.name!r}, which uses a weight of "
+                    f"shape {tuple(leaf.shape)} that is not among its own"
+                )
+            new = {x for x, _ in node.next_functions} - seen
+            seen |= new
+            rest += new
 
 
 def _snapshot(value: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 Written for Keras 3.5.0 and 3.15.1. The tests run on both, so that a change in
 Keras makes a test fail:
 
-- whether Keras only traces shapes (`SymbolicScope.original_scope`);
+- whether Keras only traces shapes (`SymbolicScope.original_scope`), and which
+  scope is around another (`StatelessScope.original_scope`);
 - the package that exports models (`keras.src.export`);
 - how an error passes through Keras and AutoGraph unchanged (two attributes);
 - which local variable of a JAX step holds the weights (`state`), in which
@@ -24,11 +25,21 @@ from typing import Any
 
 import keras
 
+from inbatch_neg.backends.types import Tensor
+
 
 def in_symbolic_call() -> bool:
     """Returns whether Keras only traces shapes, without a real batch."""
     with keras.SymbolicScope() as scope:
         return scope.original_scope is not None
+
+
+def value_in_outer_scope(
+    scope: keras.StatelessScope, variable: keras.Variable
+) -> Tensor:
+    """Returns the value of a variable in the scope around `scope`, or None."""
+    outer = scope.original_scope
+    return None if outer is None else outer.get_current_value(variable)
 
 
 def in_export() -> bool:

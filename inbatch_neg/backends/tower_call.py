@@ -165,6 +165,13 @@ class _Scope(keras.StatelessScope):
         super().__init__(list(values), collect_losses=True)
         self.assigned: dict[int, keras.Variable] = {}
 
+    def get_current_value(self, variable: keras.Variable) -> Tensor:
+        """Returns the value; of other weights, that of the scope around."""
+        value = super().get_current_value(variable)
+        if value is None:
+            value = keras_internals.value_in_outer_scope(self, variable)
+        return value
+
     def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
         super().add_update(update)
         self.assigned[id(update[0])] = update[0]

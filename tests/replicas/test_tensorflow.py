@@ -11,7 +11,7 @@ ENGINE = "tensorflow"
 pytestmark = pytest.mark.backends(ENGINE)
 
 
-# Enough to see the order of four replicas; two devices train every case.
+# Enough to see the order of replicas and workers; two devices train every case.
 FEW = ("everything", "rotation", "memory", "chunked")
 
 
@@ -29,9 +29,10 @@ def train(output, *arguments):
 def alone(tmp_path_factory):
     """One device with the global batch, by way of training."""
     folder = tmp_path_factory.mktemp("alone")
-    files = {way: folder / f"{way}.npz" for way in ("fit", "loop")}
-    for way, file in files.items():
-        launch.finish([train(file, way, "none", 1)])
+    files = {}
+    for way, cases in (("fit", ()), ("loop", FEW)):
+        files[way] = folder / f"{way}.npz"
+        launch.finish([train(files[way], way, "none", 1, *cases)])
     return files
 
 
@@ -58,9 +59,7 @@ def workers(program, number, log, *arguments):
 
 
 @pytest.mark.parametrize(
-    "way, devices, cases",
-    # Of a loop, two workers take all cases below.
-    [("fit", 2, ()), ("fit", 4, FEW), ("loop", 2, FEW)],
+    "way, devices, cases", [("fit", 2, ()), ("loop", 4, FEW)]
 )
 def test_mirrored_devices_equal_one_device(
     alone, tmp_path, way, devices, cases
@@ -80,10 +79,13 @@ def test_two_workers_equal_one_device(alone, tmp_path):
             "loop",
             "workers",
             2,
+            *FEW,
         )
     )
     for rank in range(2):
-        launch.assert_equal_results(alone["loop"], tmp_path / f"{rank}.npz")
+        launch.assert_equal_results(
+            alone["loop"], tmp_path / f"{rank}.npz", FEW
+        )
 
 
 def faulty(folder, number, event):
