@@ -371,7 +371,7 @@ def main(arguments=None):
     add("--folder", default="code_search", help="of the trained search")
     add("--source", nargs="+", help="folders of packages (else the installed)")
     add("--pairs", type=int, default=24_000, help="at most")
-    add("--epochs", type=int, default=4)
+    add("--epochs", type=int, default=8)
     add("--batch-sizes", type=int, nargs="+", default=[256, 4096])
     add("--chunk-size", type=int, default=256)
     add(

@@ -20,6 +20,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import NamedTuple
 
 import numpy as np
 
@@ -64,8 +65,23 @@ def best(results):
 # Two towers, by Keras 3.
 
 
-def two_towers(split, seed, losses, unit_length):
-    """Trains with `losses(user ids, item ids, q, user, item)`."""
+class Settings(NamedTuple):
+    """Of the two towers and their training."""
+
+    unit_length: bool = True
+    dimensions: int = DIMENSIONS
+    batch_size: int = BATCH
+    learning_rate: float = RATE
+    epochs: int = EPOCHS
+    patience: int = EPOCHS  # epochs without a better validation NDCG
+
+
+def two_towers(split, seed, losses, settings):
+    """Trains with `losses(user ids, item ids, q, user, item)`.
+
+    Returns:
+        The `figures` after each epoch.
+    """
     import keras
 
     import inbatch_neg
@@ -73,8 +89,8 @@ def two_towers(split, seed, losses, unit_length):
     keras.utils.set_random_seed(seed)
 
     def tower(rows):
-        layers = [keras.layers.Embedding(rows, DIMENSIONS)]
-        if unit_length:
+        layers = [keras.layers.Embedding(rows, settings.dimensions)]
+        if settings.unit_length:
             layers.append(keras.layers.UnitNormalization())
         return keras.Sequential(layers)
 
@@ -87,7 +103,8 @@ def two_towers(split, seed, losses, unit_length):
         losses(user, item, q, user_tower(user), item_tower(item)),
     )
     model.compile(
-        keras.optimizers.Adam(RATE), loss=inbatch_neg.InBatchNegativeLoss()
+        keras.optimizers.Adam(settings.learning_rate),
+        loss=inbatch_neg.InBatchNegativeLoss(),
     )
     history = []
 
@@ -101,13 +118,20 @@ def two_towers(split, seed, losses, unit_length):
                 )
             )
             history.append(figures(split, *vectors))
+            if len(history) > best(history)[0] + settings.patience:
+                self.model.stop_training = True
 
-    model.fit(batches(split, seed), epochs=EPOCHS, verbose=0, shuffle=False,
-              callbacks=[Watch()])  # fmt: skip
+    model.fit(
+        batches(split, seed, settings.batch_size),
+        epochs=settings.epochs,
+        verbose=0,
+        shuffle=False,
+        callbacks=[Watch()],
+    )
     return history
 
 
-def batches(split, seed):
+def batches(split, seed, batch_size=BATCH):
     """Returns the batches that all two-tower contenders train on."""
     import inbatch_neg
 
@@ -116,14 +140,22 @@ def batches(split, seed):
         "item": split.items.astype("int32"),
         "q": split.probability[split.items].astype("float32"),
     }
-    return inbatch_neg.full_batches(rows, BATCH, shuffle=True, seed=seed)
+    return inbatch_neg.full_batches(rows, batch_size, shuffle=True, seed=seed)
 
 
 def recipe(split, seed):
     """The README's."""
+    epoch, result = best(
+        two_towers(split, seed, recipe_losses(TEMPERATURE), Settings())
+    )
+    return f"epoch {epoch + 1}", result
+
+
+def recipe_losses(temperature, exponent=1.0):
+    """Returns the losses of the recipe, corrected by log(q ** exponent)."""
     import inbatch_neg
 
-    softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=TEMPERATURE)
+    softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=temperature)
 
     def losses(user_id, item_id, q, user, item):
         return softmax(
@@ -131,11 +163,10 @@ def recipe(split, seed):
             item,
             candidate_ids=item_id,
             query_ids=user_id,
-            candidate_sampling_probability=q,
+            candidate_sampling_probability=q**exponent,
         )
 
-    epoch, result = best(two_towers(split, seed, losses, True))
-    return f"epoch {epoch + 1}", result
+    return losses
 
 
 def plain(split, seed):
@@ -143,8 +174,9 @@ def plain(split, seed):
     import inbatch_neg
 
     softmax = inbatch_neg.InBatchNegativeSoftmax()
+    settings = Settings(unit_length=False)
     epoch, result = best(
-        two_towers(split, seed, lambda u, i, q, a, b: softmax(a, b), False)
+        two_towers(split, seed, lambda u, i, q, a, b: softmax(a, b), settings)
     )
     return f"epoch {epoch + 1}", result
 
@@ -173,7 +205,9 @@ def keras_rs(split, seed):
 
     layer = Losses()
     epoch, result = best(
-        two_towers(split, seed, lambda u, i, q, a, b: layer(a, b, i, q), True)
+        two_towers(
+            split, seed, lambda u, i, q, a, b: layer(a, b, i, q), Settings()
+        )
     )
     return f"epoch {epoch + 1}", result
 

@@ -22,6 +22,7 @@ PAGES = (
     "false-negatives.md",
     "more-negatives.md",
     "popular-items.md",
+    "text-towers.md",
     # Its index is not installed beside the oldest Keras.
     pytest.param("several-vectors.md", marks=pytest.mark.keras_at_least("3.6")),
 )
