@@ -17,12 +17,13 @@ import importlib.util
 import itertools
 import json
 import os
-import pathlib
 import subprocess
 import sys
 from typing import NamedTuple
 
 import numpy as np
+
+from tests.docs import examples
 
 DIMENSIONS, BATCH, EPOCHS, RATE, TEMPERATURE = 64, 1024, 20, 1e-2, 0.2
 FIGURES = ("recall@10", "ndcg@10")
@@ -30,13 +31,8 @@ FIGURES = ("recall@10", "ndcg@10")
 
 def load_split():
     """Returns the split of the example, from its own code."""
-    folder = pathlib.Path(__file__).parents[2] / "docs" / "examples"
-    path = folder / "movielens_data.py"
-    spec = importlib.util.spec_from_file_location("movielens_data", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.split_last_two(module.load_ratings())
+    data = examples.load("movielens_data")
+    return data.split_last_two(data.load_ratings())
 
 
 def figures(split, query, candidate):

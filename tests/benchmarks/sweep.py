@@ -27,53 +27,23 @@ RATES = (3e-3, 1e-2, 3e-2)
 class Point(NamedTuple):
     """What is varied."""
 
-    temperature: float = 0.2
-    batch_size: int = 1024
-    dimensions: int = 64
+    temperature: float = quality.TEMPERATURE
+    batch_size: int = quality.BATCH
+    dimensions: int = quality.DIMENSIONS
     exponent: float = 1.0  # of q
     unit_length: bool = True
 
 
 RECIPE = Point()
 DOT_PRODUCT = Point(unit_length=False)
-# Title, the name of what is varied, its values, and what the rest is.
+# The name of what is varied, its values, and what the rest is.
 TABLES = (
-    (
-        "towers of unit length",
-        "temperature",
-        (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0),
-        RECIPE,
-    ),
-    (
-        "dot product",
-        "temperature",
-        (0.5, 1.0, 2.0),
-        DOT_PRODUCT,
-    ),
-    (
-        "towers of unit length",
-        "batch_size",
-        (256, 1024, 4096),
-        RECIPE,
-    ),
-    (
-        "towers of unit length",
-        "dimensions",
-        (16, 64, 128),
-        RECIPE,
-    ),
-    (
-        "towers of unit length",
-        "exponent",
-        (0.0, 0.5, 1.0, 1.5),
-        RECIPE,
-    ),
+    ("temperature", (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0), RECIPE),
+    ("temperature", (0.5, 1.0, 2.0), DOT_PRODUCT),
+    ("batch_size", (256, 1024, 4096), RECIPE),
+    ("dimensions", (16, 64, 128), RECIPE),
+    ("exponent", (0.0, 0.5, 1.0, 1.5), RECIPE),
 )
-
-
-def points_of(name, values, rest):
-    """Returns the point of each value."""
-    return [rest._replace(**{name: value}) for value in values]
 
 
 def train(split, point, rate, seed):
@@ -127,7 +97,8 @@ def table(trainings, name, values, rest, seeds):
         f"| {name} | Recall@10 | NDCG@10 | validation NDCG@10 | rate | epoch |",
         "|---|---|---|---|---|---|",
     ]
-    for value, point in zip(values, points_of(name, values, rest)):
+    for value in values:
+        point = rest._replace(**{name: value})
         rate = trainings.best_rate(point)
         found = [trainings(point, rate, seed) for seed in range(seeds)]
         cells = [
@@ -154,7 +125,8 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, help="keeps trainings")
     options = parser.parse_args()
     trainings = Trainings(options.json)
-    for title, name, values, rest in TABLES:
+    for name, values, rest in TABLES:
+        title = "towers of unit length" if rest.unit_length else "dot product"
         lines = table(trainings, name, values, rest, options.seeds)
         print(f"\n{title}:\n", *lines, sep="\n", flush=True)
 

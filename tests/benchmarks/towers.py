@@ -81,16 +81,9 @@ def sentence_transformers_step(rows, chunk_size):
     loss_of = losses.CachedMultipleNegativesRankingLoss(
         model, mini_batch_size=chunk_size
     )
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-
-    def step(rows):
-        optimizer.zero_grad()
-        loss = loss_of(_features(rows), torch.zeros(rows))
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
+    return _torch_step(
+        model, lambda rows: loss_of(_features(rows), torch.zeros(rows))
+    )
 
 
 def chunked_bert_step(rows, chunk_size):
@@ -116,12 +109,23 @@ def chunked_bert_step(rows, chunk_size):
     softmax = inbatch_neg.InBatchNegativeSoftmax(
         temperature=0.05, batch_size="any"
     )
+
+    def loss_of(rows):
+        query, item = (tower(x, training=True) for x in _features(rows))
+        return softmax(query, item, training=True).mean()
+
+    return _torch_step(model, loss_of)
+
+
+def _torch_step(model, loss_of):
+    """Returns a function of a number of rows that trains one step on them."""
+    import torch
+
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
     def step(rows):
         optimizer.zero_grad()
-        query, item = (tower(x, training=True) for x in _features(rows))
-        loss = softmax(query, item, training=True).mean()
+        loss = loss_of(rows)
         loss.backward()
         optimizer.step()
         return loss.item()
