@@ -1,13 +1,12 @@
 """Rows in memory: the same order on all backends, batches by index."""
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
 from inbatch_neg.data import columns, structures
+from inbatch_neg.data.one_reader import OneReader
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.padding import padded
 
@@ -57,7 +56,7 @@ def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
     return places
 
 
-class ArrayBatches(keras.utils.PyDataset):
+class ArrayBatches(OneReader):
     """Full batches of rows in memory, for `fit` on JAX and PyTorch.
 
     If the rows are shuffled, every iteration has a new order, as every epoch
@@ -76,9 +75,7 @@ class ArrayBatches(keras.utils.PyDataset):
         self._seed = options.order_seed() if options.shuffle else 0
         self._epoch = 0
         self._served = 0
-        self._begun = False
         self._order: tuple[int, np.ndarray] | None = None
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._options.num_batches(self._rows.rows)
@@ -87,37 +84,24 @@ class ArrayBatches(keras.utils.PyDataset):
         """Returns a batch of the current epoch."""
         if not 0 <= index < len(self):
             raise IndexError(f"There are {len(self)} batches, not {index + 1}")
-        with self._lock:
-            self._served += 1
-            epoch = self._epoch
-        return self._batch(index, epoch)
+        self._served += 1
+        return self._batch(index, self._epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        with self._lock:
-            epoch = self._epoch
-            self._epoch += 1
+        epoch = self._epoch
+        self._epoch += 1
         for index in range(len(self)):
             yield self._batch(index, epoch)
-
-    def on_epoch_begin(self) -> None:
-        """Called by `fit`."""
-        self._begun = True
 
     def on_epoch_end(self) -> None:
         """Changes to the order of the next epoch, if this one has been read.
 
         Keras calls this more than once per epoch, and also after it has read
-        a single batch to build the model. With several processes, it is not
-        known what they have read.
+        a single batch to build the model.
         """
-        with self._lock:
-            over = self._served >= len(self)
-            if self.use_multiprocessing:
-                over = self._begun
-            if over:
-                self._epoch += 1
-                self._served = 0
-            self._begun = False
+        if self._served >= len(self):
+            self._epoch += 1
+            self._served = 0
 
     def _batch(self, index: int, epoch: int) -> Any:
         size = self._options.batch_size
@@ -131,18 +115,10 @@ class ArrayBatches(keras.utils.PyDataset):
         return batch
 
     def _places(self, epoch: int) -> np.ndarray:
-        with self._lock:
-            if self._order is None or self._order[0] != epoch:
-                places = permutation(self._rows.rows, self._seed, epoch)
-                self._order = epoch, places
-            return self._order[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Each process that reads batches computes the order itself.
-        return {**self.__dict__, "_lock": None, "_order": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        if self._order is None or self._order[0] != epoch:
+            places = permutation(self._rows.rows, self._seed, epoch)
+            self._order = epoch, places
+        return self._order[1]
 
 
 def places_of_batches(

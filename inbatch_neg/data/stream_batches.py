@@ -1,22 +1,19 @@
 """A stream as a `PyDataset`, for `fit` on JAX and PyTorch."""
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import keras
-
+from inbatch_neg.data.one_reader import OneReader
 from inbatch_neg.data.stream import Stream
 
 
-class StreamBatches(keras.utils.PyDataset):
+class StreamBatches(OneReader):
     """The batches of a `Stream` in order, whatever index is requested.
 
     An index tells only whether a pass over the data goes on. Keras begins a new
     pass in every epoch, and also after a pass that it has left early: to build
     a model, for `steps`, or after an interrupt. Within `steps_per_epoch`, a
-    pass goes on in the next epoch. Only one process may read the batches;
-    several threads may, with a lock.
+    pass goes on in the next epoch.
 
     Args:
         stream: The `Stream`. If its length is unknown, it is read once to
@@ -31,7 +28,6 @@ class StreamBatches(keras.utils.PyDataset):
         self._served: set[int] = set()  # the indices of this pass
         self._epoch_begins = False
         self._size_was_read = False
-        self._lock = threading.Lock()
 
     @property
     def num_batches(self) -> int | None:
@@ -46,22 +42,20 @@ class StreamBatches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> Any:
         """Returns the next batch."""
-        with self._lock:
-            if self._iterator is None or self._begins_a_pass(index):
-                self._begin()
-            self._epoch_begins = self._size_was_read = False
-            batch = next(self._iterator, None)  # type: ignore[arg-type]
-            if batch is None:
-                self._begin()
-                batch = next(self._iterator)  # type: ignore[arg-type]
-            if not self._stream.endless:
-                self._served.add(index)
-            return batch
+        if self._iterator is None or self._begins_a_pass(index):
+            self._begin()
+        self._epoch_begins = self._size_was_read = False
+        batch = next(self._iterator, None)  # type: ignore[arg-type]
+        if batch is None:
+            self._begin()
+            batch = next(self._iterator)  # type: ignore[arg-type]
+        if not self._stream.endless:
+            self._served.add(index)
+        return batch
 
     def __iter__(self) -> Iterator[Any]:
-        with self._lock:
-            epoch = self._epoch
-            self._epoch += 1
+        epoch = self._epoch
+        self._epoch += 1
         return self._stream.epoch(epoch)
 
     def on_epoch_begin(self) -> None:
@@ -86,7 +80,7 @@ class StreamBatches(keras.utils.PyDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
-            "Batches of a stream cannot be read by several processes. Instead, "
-            "set `use_multiprocessing` and `workers` of the PyDataset that is "
-            "passed to `full_batches`."
+            "Batches of a stream cannot be copied or sent to another process: "
+            "they know how far the stream has been read. Call `full_batches` "
+            "again instead, there."
         )
