@@ -117,13 +117,17 @@ class _Chunks:
                 for x, n in zip(rows, needed[count:])
             ]
             sources = [*tensors[:count], *chunk]
-            gradients = self._chunk_gradients(
-                number,
-                chunk,
-                [sources[i] for i in places],
-                [None if x is None else x[part] for x in upstream],
-            )
-            for i, gradient in zip(places, gradients):
+            # Without a name, which would keep the gradients of a chunk while
+            # the next one runs.
+            for i, gradient in zip(
+                places,
+                self._chunk_gradients(
+                    number,
+                    chunk,
+                    [sources[i] for i in places],
+                    [None if x is None else x[part] for x in upstream],
+                ),
+            ):
                 if gradient is not None:
                     used.add(i)
                     whole = sums[i] if i < count else sums[i][part]
