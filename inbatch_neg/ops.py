@@ -8,6 +8,7 @@ from inbatch_neg import arguments, batch_checks
 from inbatch_neg.backends import Tensor, backend
 from inbatch_neg.softmax import exact
 from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.half import product_dtype
 from inbatch_neg.softmax.rotation import rotated_scores
 from inbatch_neg.softmax.scoring import compute_dtype
 
@@ -100,8 +101,12 @@ def in_batch_softmax_loss(
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
+    batch = batch.fill_queries()
     return exact.batch_loss(
-        batch.fill_queries(), temperature, with_gradients=True
+        batch,
+        temperature,
+        with_gradients=True,
+        product_dtype=product_dtype(batch),
     )
 
 

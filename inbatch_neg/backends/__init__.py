@@ -2,7 +2,7 @@
 
 import keras
 
-from inbatch_neg.backends.base import Backend
+from inbatch_neg.backends.base import HALF, Backend
 from inbatch_neg.backends.collectives import Collectives, Sharding
 from inbatch_neg.backends.types import Size, Tensor
 
@@ -30,4 +30,12 @@ def _chosen() -> Backend:
 
 backend = _chosen()
 
-__all__ = ["Backend", "Collectives", "Sharding", "Size", "Tensor", "backend"]
+__all__ = [
+    "HALF",
+    "Backend",
+    "Collectives",
+    "Sharding",
+    "Size",
+    "Tensor",
+    "backend",
+]

@@ -16,6 +16,8 @@ from inbatch_neg.backends.collectives import Collectives, Sharding
 from inbatch_neg.backends.tower_call import TowerCall, Values
 from inbatch_neg.backends.types import Size, Tensor
 
+HALF = ("float16", "bfloat16")
+
 
 class Tuning(NamedTuple):
     """Sizes that affect speed and memory only.
@@ -81,8 +83,30 @@ class Backend:
         return ops.matmul(left, right)
 
     def matmul_no_grad(self, left: Tensor, right: Tensor) -> Tensor:
-        """Returns `matmul(left, right)`, without gradient support."""
+        """Returns `matmul(left, right)`, without gradient support.
+
+        Of two matrices in half precision it returns a product in float32.
+        """
+        if keras.backend.standardize_dtype(left.dtype) in HALF:
+            return self.half_matmul(left, right)
         return self.matmul(left, right)
+
+    def has_half_products(self, tensor: Tensor) -> bool:
+        """Returns whether the device of `tensor` has units for `half_matmul`.
+
+        Args:
+            tensor: In half precision.
+        """
+        return False
+
+    def half_matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        """Returns a float32 product of matrices in half precision.
+
+        The sums are in float32 too. Without gradient support.
+        """
+        return self.matmul(
+            ops.cast(left, "float32"), ops.cast(right, "float32")
+        )
 
     def addmm(self, tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Returns (D, C) `tensor` plus the product of (D, R) and (R, C).

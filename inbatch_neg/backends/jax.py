@@ -33,6 +33,14 @@ class JaxBackend(Backend):
         device = jax.config.jax_default_device or jax.devices()[0]
         return getattr(device, "platform", device) != "cpu"
 
+    def has_half_products(self, tensor: Tensor) -> bool:
+        """True on GPUs and TPUs."""
+        return self.is_on_gpu(tensor)
+
+    def half_matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        """Asks XLA for a product in float32."""
+        return jax.numpy.matmul(left, right, preferred_element_type="float32")
+
     def widest_integer(self) -> str:
         """Depends on JAX's setting `jax_enable_x64`."""
         return "int64" if jax.config.jax_enable_x64 else "int32"

@@ -55,12 +55,32 @@ class TorchBackend(Backend):
         PyTorch uses MKL for float32 products, which has half of oneDNN's
         speed on AMD processors.
         """
+        if left.dtype in (torch.float16, torch.bfloat16):
+            return self.half_matmul(left, right)
         linear = _onednn_linear()
         if linear is None or not _suits_onednn(left, right):
             return self.matmul(left, right)
         _keep_freed_memory()
         # Linear layer without bias, attribute or algorithm.
         return linear(left, right.T, None, "none", [], "")
+
+    def has_half_products(self, tensor: Tensor) -> bool:
+        """True on NVIDIA's GPUs with units for the dtype."""
+        if tensor.device.type != "cuda" or torch.version.hip is not None:
+            return False
+        # Since PyTorch 2.8. ROCm has the operation, which fails there.
+        if not hasattr(torch.ops.aten.mm, "dtype"):
+            return False
+        oldest = (7, 0) if tensor.dtype == torch.float16 else (8, 0)
+        return torch.cuda.get_device_capability(tensor.device) >= oldest
+
+    def half_matmul(self, left: Tensor, right: Tensor) -> Tensor:
+        """Asks cuBLAS for a product in float32, which other devices lack."""
+        device = left.device.type
+        with torch.autocast(device, enabled=False):
+            if device != "cuda":
+                return left.float() @ right.float()
+            return torch.mm(left, right, out_dtype=torch.float32)
 
     def addmm(self, tensor: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """Adds in place."""

@@ -14,6 +14,7 @@ from inbatch_neg.layers.negative_sampling import NegativeSampling
 from inbatch_neg.layers.temperature import Temperature, from_config
 from inbatch_neg.softmax import exact
 from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.half import product_dtype
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
@@ -241,9 +242,14 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             if keras_internals.in_symbolic_call():
                 return self._zeros_of_output_shape(batch)
             batch = self._checked(batch, training)
-            result = self._one_direction(batch, training)
+            # Its values stay those of half precision in the cast.
+            dtype = None
+            if self.compute_dtype == "float32":
+                dtype = product_dtype(batch)
+            batch = batch.cast(self.compute_dtype).fill_queries()
+            result = self._one_direction(batch, training, dtype)
             if self.symmetric:
-                reverse = self._one_direction(batch.reverse(), training)
+                reverse = self._one_direction(batch.reverse(), training, dtype)
                 result = 0.5 * (result + reverse)
             return result
 
@@ -267,9 +273,11 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 self._batch_size.label,
             )
         )
-        return batch.cast(self.compute_dtype).fill_queries()
+        return batch
 
-    def _one_direction(self, batch: Batch, training: bool | None) -> Tensor:
+    def _one_direction(
+        self, batch: Batch, training: bool | None, product_dtype: str | None
+    ) -> Tensor:
         """Returns the losses, or the logits, of a checked batch."""
         uniform = None
         if self._negatives.is_random:
@@ -278,7 +286,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         def maths(batch: Batch, in_batch: Size, uniform: Tensor) -> Tensor:
             if self.num_negatives is None and not self.return_logits:
                 return exact.batch_loss(
-                    batch, self.temperature, with_gradients=bool(training)
+                    batch, self.temperature, bool(training), product_dtype
                 )
             compute = self._negatives.losses
             if self.return_logits:

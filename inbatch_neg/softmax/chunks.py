@@ -102,6 +102,9 @@ class Chunks(RowChunks):
         scoring: Scoring,
         max_rows: int | None = None,
     ) -> None:
+        self._scale = None
+        if scoring.half is not None:
+            query, candidate, self._scale = scoring.half
         self._queries = vectors.split(query)
         self._candidates = vectors.split(candidate)
         self._scoring = scoring
@@ -164,6 +167,8 @@ class Chunks(RowChunks):
     ) -> Tensor:
         """Returns (R, C) products with log q subtracted, and masked."""
         scoring = self._scoring
+        if self._scale is not None:
+            scores = scores * self._scale
         if scoring.column_bias is not None:
             scores = scores + scoring.column_bias
         hit = left_out(

@@ -13,7 +13,7 @@ row. This takes 6BCD flops, for the three matrix products that any exact
 gradient needs, and O((B + C)D + RC) floats. The idea of recomputing scores in
 chunks goes back to Chen et al. 2016 (arXiv 1604.06174) and is used for the
 logits of language models by Wijmans et al. 2024 (arXiv 2411.09009). For
-queries of several vectors see `best`.
+queries of several vectors see `best`, for products in half precision `half`.
 
 A small batch has a small matrix. It is kept, since the backend's own
 derivative of the same losses is then faster.
@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from keras import ops
 
 from inbatch_neg.backends import Size, Tensor, backend
-from inbatch_neg.softmax import best, vectors
+from inbatch_neg.softmax import best, half, vectors
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.chunks import Chunks
 from inbatch_neg.softmax.scoring import Scoring, compute_dtype, make_scoring
@@ -37,7 +37,10 @@ _SMALL_PROBABILITY = 1e-30
 
 
 def batch_loss(
-    batch: Batch, temperature: float | Tensor, with_gradients: bool
+    batch: Batch,
+    temperature: float | Tensor,
+    with_gradients: bool,
+    product_dtype: str | None = None,
 ) -> Tensor:
     """Returns the (B,) losses of a checked batch.
 
@@ -45,6 +48,7 @@ def batch_loss(
         batch: The tensors of `ops.in_batch_softmax_loss`.
         temperature: Divides the scores.
         with_gradients: As in `softmax_loss`.
+        product_dtype: Of `half.product_dtype`, for the towers' own vectors.
     """
     batch = batch.cast(compute_dtype(batch.query, batch.candidate))
     scoring = make_scoring(batch)
@@ -57,6 +61,11 @@ def batch_loss(
         return losses if row_weight is None else losses * row_weight
     if row_weight is None:
         row_weight = ops.ones((batch.rows,), query.dtype)
+    if product_dtype is not None:
+        vectors_to_multiply = half.half_vectors(
+            batch, product_dtype, temperature
+        )
+        scoring = scoring._replace(half=vectors_to_multiply)
     return softmax_loss(query, candidate, row_weight, scoring, with_gradients)
 
 
@@ -177,8 +186,11 @@ def _compute(
         wanted: Some of "loss", for the (B,) unweighted losses, and "query"
             and "candidate", for the weighted gradients.
     """
-    several = vectors.count(query, candidate) > 1
-    over_chunks = best.over_chunks if several else _over_chunks
+    over_chunks = _over_chunks
+    if vectors.count(query, candidate) > 1:
+        over_chunks = best.over_chunks
+    elif scoring.half is not None:
+        over_chunks = half.over_chunks
     results = over_chunks(query, candidate, row_weight, scoring, wanted)
     if "loss" in wanted:
         results["loss"] = _losses(

@@ -23,6 +23,20 @@ MASKED = -1e30
 SMALLEST_PROBABILITY = 1.1754944e-38
 
 
+class HalfVectors(NamedTuple):
+    """Vectors to multiply in half precision, and the scale of their products.
+
+    Attributes:
+        query: (B, D), not divided by the temperature.
+        candidate: (C, D).
+        scale: Scalar, 1 / temperature.
+    """
+
+    query: Tensor
+    candidate: Tensor
+    scale: Tensor
+
+
 class Scoring(NamedTuple):
     """How the dot product of row i and candidate j becomes a score.
 
@@ -33,6 +47,8 @@ class Scoring(NamedTuple):
             candidates; a negative with the code of the row is masked.
         masked_columns: (C,) bools, candidates that are masked in all rows;
             or None.
+        half: The vectors in half precision, whose products take the place of
+            those of the others; or None.
 
     These masks may include a row's own positive, which stays nevertheless.
     """
@@ -41,6 +57,7 @@ class Scoring(NamedTuple):
     own_bias: Tensor = None
     codes: tuple[tuple[Tensor, Tensor], ...] = ()
     masked_columns: Tensor = None
+    half: HalfVectors | None = None
 
 
 def make_scoring(batch: Batch) -> Scoring:
@@ -121,7 +138,7 @@ def compute_dtype(*tensors: Tensor) -> str:
     """The dtype of the maths: float64 if an input has it, else float32.
 
     Half-precision inputs are cast to float32: (B, D) floats are cheap to cast,
-    and a half-precision B x C product would round every score.
+    and a B x C product that has half precision would round every score.
     """
     dtypes = [keras.backend.standardize_dtype(t.dtype) for t in tensors]
     return "float64" if "float64" in dtypes else "float32"

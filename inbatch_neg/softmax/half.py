@@ -1,0 +1,136 @@
+"""The loop over chunks with matrix products in half precision.
+
+As in `exact`, for towers of float16 or bfloat16 on a GPU. The products take
+matrices of half precision and give float32, in which the sums, the scores and
+the softmax are. What is rounded is p alone, for the two products of the
+gradients: the vectors have half precision already, and the temperature is
+applied to the scores.
+
+The positive's share of a gradient is a difference, (p_ii - 1) c_i, and would
+lose its digits when p_ii is near 1. So the 1 is increased by what rounding
+added to p_ii.
+"""
+
+import typing
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+from inbatch_neg.backends import HALF, Size, Tensor, backend
+from inbatch_neg.softmax import vectors
+from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.chunks import Chunks
+from inbatch_neg.softmax.scoring import HalfVectors, Scoring
+
+
+def product_dtype(batch: Batch) -> str | None:
+    """Returns the half precision to multiply in; None for that of the maths.
+
+    Args:
+        batch: The batch before it is cast to the dtype of the maths.
+    """
+    query, candidate = batch.query, batch.candidate
+    dtype = keras.backend.standardize_dtype(query.dtype)
+    if (
+        dtype in HALF
+        and dtype == keras.backend.standardize_dtype(candidate.dtype)
+        and vectors.count(query, candidate) == 1
+        and backend.has_half_products(query)
+    ):
+        return dtype
+    return None
+
+
+def half_vectors(
+    batch: Batch, dtype: str, temperature: float | Tensor
+) -> HalfVectors:
+    """Returns the vectors in half precision, without gradient.
+
+    Args:
+        batch: The batch in float32, of values that half precision has.
+        dtype: From `product_dtype`.
+        temperature: Divides the scores.
+    """
+    batch = batch.cast(dtype)
+    scale = ops.cast(1.0 / temperature, "float32")
+    return HalfVectors(
+        *map(ops.stop_gradient, (batch.query, batch.candidate, scale))
+    )
+
+
+def over_chunks(
+    query: Tensor,
+    candidate: Tensor,
+    row_weight: Tensor,
+    scoring: Scoring,
+    wanted: Sequence[str],
+) -> dict[str, Tensor]:
+    """Returns a dict of the `wanted` results.
+
+    The arguments are those of `exact`. For "loss" the dict has
+    "positive_probability", (B,).
+    """
+    half = typing.cast(HalfVectors, scoring.half)
+    chunks = Chunks(query, candidate, scoring)
+    dtype = keras.backend.standardize_dtype(half.query.dtype)
+    # float16 has no normal numbers below 6e-5, which is p of 16,384 equal
+    # candidates. The factor is exact.
+    factor = 2.0**15 if dtype == "float16" else 1.0
+    # The weights may leave the range of float16, their ratios do not.
+    largest = ops.max(ops.abs(row_weight))
+    largest = ops.where(largest > 0.0, largest, ops.ones_like(largest))
+    ratio = (row_weight / largest)[:, None]
+    weighted = ops.cast(ratio * ops.cast(half.query, "float32"), dtype)
+
+    def rounded(probability: Tensor) -> Tensor:
+        return ops.cast(probability * factor, dtype)
+
+    def subtracted(own: Tensor) -> Tensor:
+        """Returns (R, 1): 1, and what rounding has added to p_ii."""
+        added = ops.cast(rounded(own), "float32") / factor - own
+        return 1.0 + added[:, None]
+
+    def visit(index: Size, results: dict[str, Tensor]) -> dict[str, Tensor]:
+        start = chunks.start(index)
+        scores = chunks.scores(start, include_positive=True)
+        probability = ops.softmax(scores)  # p, (R, C)
+        own = chunks.own(probability, start)
+        probability = rounded(probability)
+        results = dict(results)
+        results["positive_probability"] = backend.update_rows(
+            results["positive_probability"], start, own
+        )
+        if "query" in wanted:
+            expected = backend.matmul_no_grad(probability, half.candidate)
+            update = expected / factor - subtracted(own) * chunks.of(
+                candidate, start
+            )
+            weight = chunks.of(row_weight, start)[:, None]
+            results["query"] = backend.update_rows(
+                results["query"], start, weight * update
+            )
+        if "candidate" in wanted:
+            rows = chunks.without_repeats(chunks.of(weighted, start), index)
+            results["candidate"] = backend.addmm(
+                results["candidate"], ops.transpose(rows), probability
+            )
+        return results
+
+    results = {"positive_probability": ops.zeros_like(row_weight)}
+    if "query" in wanted:
+        results["query"] = ops.zeros_like(query)
+    if "candidate" in wanted:
+        results["candidate"] = ops.zeros_like(ops.transpose(candidate))
+    results = dict(ops.fori_loop(0, chunks.count, visit, results))
+    own = results["positive_probability"]
+    if "candidate" in wanted:
+        sums = ops.transpose(results["candidate"])
+        positive = subtracted(own) * row_weight[:, None] * query
+        extra = ops.zeros_like(candidate[ops.shape(query)[0] :])
+        results["candidate"] = sums * (
+            largest * half.scale / factor
+        ) - ops.concatenate([positive, extra])
+    if "loss" not in wanted:
+        del results["positive_probability"]
+    return results
