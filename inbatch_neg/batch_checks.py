@@ -14,9 +14,7 @@ from inbatch_neg.softmax.batch import Batch
 
 def to_tensors(batch: Batch) -> Batch:
     """Returns the batch as tensors, with unchanged dtypes."""
-    return batch._replace(
-        **{k: to_tensor(k, value) for k, value in batch._asdict().items()}
-    )
+    return Batch(*map(to_tensor, Batch._fields, batch))
 
 
 def vectors(query: Tensor, candidate: Tensor, several: bool = False) -> None:

@@ -86,6 +86,14 @@ class TorchBackend(Backend):
         """Adds in place."""
         return tensor.add_(self.matmul_no_grad(left, right))
 
+    def cross_entropy(self, scores: Tensor) -> Tensor:
+        """Uses PyTorch's, which takes fewer operations."""
+        labels = torch.arange(scores.shape[0], device=scores.device)
+        losses = torch.nn.functional.cross_entropy(
+            scores, labels, reduction="none"
+        )
+        return losses + 0.0  # which turns -0 into 0
+
     def is_on_gpu(self, tensor: Tensor) -> bool:
         """Asks the tensor."""
         return tensor.device.type not in ("cpu", "meta")

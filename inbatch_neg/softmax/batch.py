@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from keras import ops
+from keras.backend import standardize_dtype
 
 from inbatch_neg.backends import Size, Tensor
 from inbatch_neg.softmax import vectors
@@ -52,9 +53,12 @@ class Batch(NamedTuple):
 
     def cast(self, dtype: str) -> "Batch":
         """Returns the batch with its vectors in another dtype."""
+        query, candidate = self.query, self.candidate
+        dtypes = (query.dtype, candidate.dtype)
+        if all(standardize_dtype(old) == dtype for old in dtypes):
+            return self
         return self._replace(
-            query=ops.cast(self.query, dtype),
-            candidate=ops.cast(self.candidate, dtype),
+            query=ops.cast(query, dtype), candidate=ops.cast(candidate, dtype)
         )
 
     def fill_queries(self) -> "Batch":

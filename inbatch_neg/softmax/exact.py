@@ -52,7 +52,9 @@ def batch_loss(
     """
     batch = batch.cast(compute_dtype(batch.query, batch.candidate))
     scoring = make_scoring(batch)
-    query, candidate = batch.query / temperature, batch.candidate
+    query, candidate = batch.query, batch.candidate
+    if not (isinstance(temperature, float) and temperature == 1.0):
+        query = query / temperature
     row_weight = batch.sample_weight
     if row_weight is not None:
         row_weight = ops.cast(row_weight, query.dtype)
@@ -121,8 +123,7 @@ def _dense_loss(query: Tensor, candidate: Tensor, scoring: Scoring) -> Tensor:
     """Returns (B,) unweighted losses, differentiated by the backend."""
     chunks = Chunks(query, candidate, scoring, max_rows=query.shape[0])
     scores = chunks.scores(0, include_positive=True, matmul=backend.matmul)
-    # Subtracted from 0: a negated loss of 0 would be -0.
-    return 0.0 - chunks.own(ops.log_softmax(scores), 0)
+    return backend.cross_entropy(scores)
 
 
 def _chain(
