@@ -126,7 +126,9 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
             return keras.KerasTensor((size, *x.shape[1:]), dtype=x.dtype)
 
         # With a known number of rows, to detect outputs with another number.
-        outputs = super().compute_output_spec(
+        # Not that of `Layer`, which would ask `compute_output_shape`.
+        outputs = keras.Operation.compute_output_spec(
+            self,
             tree.map_structure(chunk, inputs),
             mask=tree.map_structure(chunk, mask),
             training=training,
@@ -135,6 +137,10 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
             lambda x: keras.KerasTensor((rows, *x.shape[1:]), dtype=x.dtype),
             outputs,
         )
+
+    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns that of the tower, for `TimeDistributed` and the like."""
+        return self.tower.compute_output_shape(*args, **kwargs)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """Returns None: the outputs already carry the masks of the tower."""

@@ -174,6 +174,25 @@ def test_sequences_of_inputs_and_outputs(kind):
     assert [x.shape for x in symbolic] == [(None, 2), (None,)]
 
 
+def test_in_a_wrapper_that_asks_for_its_shape():
+    """`TimeDistributed` of a tower of sentences: a document has several."""
+    documents = np.random.default_rng(0).normal(size=(10, 5, 8))
+    found = []
+    for wrap in (lambda tower: tower, lambda tower: ChunkedTower(tower, 4)):
+        keras.utils.set_random_seed(0)
+        sentence = keras.Sequential(
+            [keras.Input((8,)), layers.Dense(4, "tanh"), layers.Dense(3)]
+        )
+        inputs = keras.Input((5, 8))
+        outputs = layers.TimeDistributed(wrap(sentence))(inputs)
+        assert outputs.shape == (None, 5, 3)
+        model = keras.Model(inputs, layers.Flatten()(outputs))
+        model.compile("sgd", "mse")
+        model.fit(documents, np.ones((10, 15)), batch_size=10, verbose=0)
+        found.append(model.predict(documents, verbose=0))
+    assert_close(found[1], found[0], 1e-5)
+
+
 class Seen(layers.Layer):
     """Tells what reaches it: the mask, `training`, and the rows."""
 
