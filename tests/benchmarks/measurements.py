@@ -7,6 +7,7 @@ _TENSORFLOW = tuple(
     f"tensorflow/{name}"
     for name in ("ours", "tfrs", "keras_rs", "plain", "limit")
 )
+_IN_CHUNKS = "tensorflow/limit_in_chunks"
 _JAX = ("jax/ours", "jax/plain", "jax/own_limit", "tensorflow/limit")
 _TORCH = (
     "torch/ours",
@@ -106,6 +107,11 @@ def every(largest, quick):
     ]
     most = sizes[-1]
     result += [
+        Measurement(
+            f"limit-{most}",
+            ("tensorflow/ours", "tensorflow/limit", _IN_CHUNKS),
+            most,
+        ),
         Measurement(f"jax-{most}", _JAX, most),
         Measurement(f"torch-{most}", _TORCH, most),
         Measurement(

@@ -152,3 +152,42 @@ def limit(inputs):
             products(query[start : start + block_rows], candidate)
 
     return step
+
+
+def limit_in_chunks(inputs):
+    """The same products in chunks of rows, which stay in the cache.
+
+    As in the loop of the package, with the sums over the chunks.
+    """
+    from inbatch_neg.backends import backend
+
+    query = tf.constant(inputs.query)
+    candidate = tf.constant(inputs.candidate)
+    tuning = backend.tuning(query)
+    rows = min(tuning.chunk_scores // len(candidate), tuning.max_chunk_rows)
+
+    @tf.function
+    def products(query, candidate):
+        def chunk(index, d_query, d_candidate):
+            start = index * rows
+            part = query[start : start + rows]
+            scores = tf.matmul(part, candidate, transpose_b=True)
+            d_query = tf.tensor_scatter_nd_update(
+                d_query,
+                (start + tf.range(rows))[:, None],
+                tf.matmul(scores, candidate),
+            )
+            d_candidate += tf.matmul(part, scores, transpose_a=True)
+            return index + 1, d_query, d_candidate
+
+        return tf.while_loop(
+            lambda index, *_: index < len(query) // rows,
+            chunk,
+            (0, tf.zeros_like(query), tf.zeros_like(tf.transpose(candidate))),
+            parallel_iterations=1,
+        )[1:]
+
+    def step():
+        products(query, candidate)
+
+    return step
