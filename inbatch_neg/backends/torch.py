@@ -68,10 +68,16 @@ class TorchBackend(Backend):
         """True on NVIDIA's GPUs with units for the dtype."""
         if tensor.device.type != "cuda" or torch.version.hip is not None:
             return False
-        # Since PyTorch 2.8. ROCm has the operation, which fails there.
-        if not hasattr(torch.ops.aten.mm, "dtype"):
+        # Since PyTorch 2.8, whose compiler does not know it yet. ROCm has the
+        # operation, which fails there.
+        compiling = torch.compiler.is_compiling()
+        if compiling or not hasattr(torch.ops.aten.mm, "dtype"):
             return False
-        oldest = (7, 0) if tensor.dtype == torch.float16 else (8, 0)
+        oldest = (8, 0)
+        if tensor.dtype == torch.float16:
+            if _sums_in_float16():
+                return False
+            oldest = (7, 0)
         return torch.cuda.get_device_capability(tensor.device) >= oldest
 
     def half_matmul(self, left: Tensor, right: Tensor) -> Tensor:
@@ -152,6 +158,12 @@ class TorchBackend(Backend):
             if distributed.get_world_size() > 1:
                 return _ProcessGroupCollectives()
         return None
+
+
+def _sums_in_float16() -> bool:
+    # With this setting, cuBLAS refuses products in float32.
+    setting = torch.backends.cuda.matmul
+    return bool(getattr(setting, "allow_fp16_accumulation", False))
 
 
 def _is_exporting() -> bool:

@@ -15,10 +15,10 @@ class OneReader(keras.utils.PyDataset):
 
     def _refuse(self, name: str, value: Any) -> NoReturn:
         raise ValueError(
-            f"`{name}` of the result of `full_batches` cannot be set: Keras "
-            "would train twice on some batches and leave out others. For "
-            "loading that needs several workers, pass a PyDataset that has "
-            "them to `full_batches`, or a DataLoader. "
+            f"`{name}` of the result of `full_batches` cannot be changed: "
+            "with several workers, Keras would train twice on some batches "
+            "and leave out others. If loading needs them, pass `full_batches` "
+            "a PyDataset that has them, or a DataLoader. "
             f"Received: {name}={value!r}"
         )
 
@@ -29,7 +29,7 @@ class OneReader(keras.utils.PyDataset):
 
     @workers.setter
     def workers(self, value: int) -> None:
-        if value > 1:
+        if value not in (0, 1):
             self._refuse("workers", value)
 
     @property

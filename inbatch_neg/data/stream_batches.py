@@ -81,6 +81,6 @@ class StreamBatches(OneReader):
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
             "Batches of a stream cannot be copied or sent to another process: "
-            "they know how far the stream has been read. Call `full_batches` "
-            "again instead, there."
+            "they know how far the stream has been read. Instead, call "
+            "`full_batches` again, in the other process or for the copy."
         )

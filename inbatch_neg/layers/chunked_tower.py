@@ -138,9 +138,9 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
             outputs,
         )
 
-    def compute_output_shape(self, *args: Any, **kwargs: Any) -> Any:
+    def compute_output_shape(self, input_shape: Any) -> Any:
         """Returns that of the tower, for `TimeDistributed` and the like."""
-        return self.tower.compute_output_shape(*args, **kwargs)
+        return self.tower.compute_output_shape(input_shape)
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         """Returns None: the outputs already carry the masks of the tower."""

@@ -27,7 +27,12 @@ from inbatch_neg.backends import Size, Tensor, backend
 from inbatch_neg.softmax import best, half, vectors
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.chunks import Chunks
-from inbatch_neg.softmax.scoring import Scoring, compute_dtype, make_scoring
+from inbatch_neg.softmax.scoring import (
+    HalfVectors,
+    Scoring,
+    compute_dtype,
+    make_scoring,
+)
 
 _EVERYTHING = ("loss", "query", "candidate")
 
@@ -90,23 +95,32 @@ def softmax_loss(
             the chunks (6BCD flops in all). Without them it takes 2BCD flops,
             and 6BCD more if the gradients are needed after all.
     """
+    # Arguments, since JAX differentiates some functions only if a custom
+    # gradient closes over no intermediate result.
+    halves = scoring.half or ()
 
     def weighted_loss(
-        query: Tensor, candidate: Tensor, row_weight: Tensor
+        query: Tensor, candidate: Tensor, row_weight: Tensor, *halves: Tensor
     ) -> tuple[Tensor, Callable]:
+        half = HalfVectors(*halves) if halves else None
+        with_half = scoring._replace(half=half)
+
         def compute(wanted: Sequence[str], row_weight: Tensor) -> dict:
-            return _compute(query, candidate, row_weight, scoring, wanted)
+            return _compute(query, candidate, row_weight, with_half, wanted)
 
         results = compute(
             _EVERYTHING if with_gradients else ("loss",), row_weight
         )
 
-        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return _chain(upstream, results, row_weight, compute)
+        def gradient(upstream: Tensor) -> tuple[Tensor, ...]:
+            gradients = _chain(upstream, results, row_weight, compute)
+            return *gradients, *map(ops.zeros_like, halves)
 
         return results["loss"] * row_weight, gradient
 
-    return backend.custom_gradient(weighted_loss)(query, candidate, row_weight)
+    return backend.custom_gradient(weighted_loss)(
+        query, candidate, row_weight, *halves
+    )
 
 
 def _is_dense(query: Tensor, candidate: Tensor) -> bool:

@@ -2,13 +2,10 @@
 
 As in `exact`, for towers of float16 or bfloat16 on a GPU. The products take
 matrices of half precision and give float32, in which the sums, the scores and
-the softmax are. What is rounded is p alone, for the two products of the
-gradients: the vectors have half precision already, and the temperature is
-applied to the scores.
-
-The positive's share of a gradient is a difference, (p_ii - 1) c_i, and would
-lose its digits when p_ii is near 1. So the 1 is increased by what rounding
-added to p_ii.
+the softmax are. The vectors have half precision already, and the temperature
+is applied to the scores. Rounded are p, and the weights of the rows times the
+queries. The share of the positives, p - 1, which is the largest, is left out of
+the products and added in float32.
 """
 
 import typing
@@ -75,45 +72,42 @@ def over_chunks(
     chunks = Chunks(query, candidate, scoring)
     dtype = keras.backend.standardize_dtype(half.query.dtype)
     # float16 has no normal numbers below 6e-5, which is p of 16,384 equal
-    # candidates. The factor is exact.
+    # candidates.
     factor = 2.0**15 if dtype == "float16" else 1.0
-    # The weights may leave the range of float16, their ratios do not.
+    # The weights may leave the range of float16; their ratios do not.
     largest = ops.max(ops.abs(row_weight))
     largest = ops.where(largest > 0.0, largest, ops.ones_like(largest))
     ratio = (row_weight / largest)[:, None]
     weighted = ops.cast(ratio * ops.cast(half.query, "float32"), dtype)
-
-    def rounded(probability: Tensor) -> Tensor:
-        return ops.cast(probability * factor, dtype)
-
-    def subtracted(own: Tensor) -> Tensor:
-        """Returns (R, 1): 1, and what rounding has added to p_ii."""
-        added = ops.cast(rounded(own), "float32") / factor - own
-        return 1.0 + added[:, None]
 
     def visit(index: Size, results: dict[str, Tensor]) -> dict[str, Tensor]:
         start = chunks.start(index)
         scores = chunks.scores(start, include_positive=True)
         probability = ops.softmax(scores)  # p, (R, C)
         own = chunks.own(probability, start)
-        probability = rounded(probability)
         results = dict(results)
         results["positive_probability"] = backend.update_rows(
             results["positive_probability"], start, own
         )
+        if wanted == ("loss",):
+            return results
+        negatives = ops.scatter_update(
+            probability, chunks.own_places(start), ops.zeros_like(own)
+        )
+        if factor != 1.0:
+            negatives = negatives * factor
+        negatives = ops.cast(negatives, dtype)
         if "query" in wanted:
-            expected = backend.matmul_no_grad(probability, half.candidate)
-            update = expected / factor - subtracted(own) * chunks.of(
-                candidate, start
-            )
+            update = backend.matmul_no_grad(negatives, half.candidate) / factor
+            positive = (1.0 - own)[:, None] * chunks.of(candidate, start)
             weight = chunks.of(row_weight, start)[:, None]
             results["query"] = backend.update_rows(
-                results["query"], start, weight * update
+                results["query"], start, weight * (update - positive)
             )
         if "candidate" in wanted:
             rows = chunks.without_repeats(chunks.of(weighted, start), index)
             results["candidate"] = backend.addmm(
-                results["candidate"], ops.transpose(rows), probability
+                results["candidate"], ops.transpose(rows), negatives
             )
         return results
 
@@ -123,14 +117,13 @@ def over_chunks(
     if "candidate" in wanted:
         results["candidate"] = ops.zeros_like(ops.transpose(candidate))
     results = dict(ops.fori_loop(0, chunks.count, visit, results))
-    own = results["positive_probability"]
     if "candidate" in wanted:
-        sums = ops.transpose(results["candidate"])
-        positive = subtracted(own) * row_weight[:, None] * query
+        missing = 1.0 - results["positive_probability"]
+        positive = (row_weight * missing)[:, None] * query
         extra = ops.zeros_like(candidate[ops.shape(query)[0] :])
-        results["candidate"] = sums * (
-            largest * half.scale / factor
-        ) - ops.concatenate([positive, extra])
+        scale = largest * half.scale / factor
+        sums = ops.transpose(results["candidate"]) * scale
+        results["candidate"] = sums - ops.concatenate([positive, extra])
     if "loss" not in wanted:
         del results["positive_probability"]
     return results

@@ -193,6 +193,21 @@ def test_in_a_wrapper_that_asks_for_its_shape():
     assert_close(found[1], found[0], 1e-5)
 
 
+def test_summary_of_a_subclassed_model(capsys):
+    class Model(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.tower = ChunkedTower(layers.LSTM(7), 4)
+
+        def call(self, x):
+            return self.tower(x)
+
+    model = Model()
+    model(np.zeros((10, 5, 3), "float32"))
+    model.summary()
+    assert "(10, 7)" in capsys.readouterr().out
+
+
 class Seen(layers.Layer):
     """Tells what reaches it: the mask, `training`, and the rows."""
 

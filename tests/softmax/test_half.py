@@ -115,9 +115,21 @@ def test_no_worse_than_naive(products, dtype, names, temperature, even):
         assert error <= naive[name] + 1e-6, (name, error, naive[name])
 
 
+def half_loss(dtype, **rules):
+    """Returns a function of vectors, which it casts to half precision."""
+
+    def loss(query, candidate):
+        query = keras.ops.cast(query, dtype)
+        candidate = keras.ops.cast(candidate, dtype)
+        return ops.in_batch_softmax_loss(query, candidate, **rules)
+
+    return loss
+
+
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_positives_that_are_nearly_certain(products, dtype):
-    """p - 1 keeps its digits: 1 - p is between 1e-6 and 1e-3 here."""
+def test_positives_that_are_nearly_certain(products, dtype, weighted):
+    """p - 1 keeps its digits, where 1 - p is down to 1e-4."""
     rng = np.random.default_rng(0)
     batch = {
         "query": 3.0 * np.eye(16, dtype="float32"),
@@ -125,19 +137,54 @@ def test_positives_that_are_nearly_certain(products, dtype):
     }
     batch["candidate"] += rng.uniform(0, 0.5, (16, 16)).astype("float32")
     batch = {name: rounded(value, dtype) for name, value in batch.items()}
-
-    def in_half(query, candidate):
-        return ops.in_batch_softmax_loss(
-            keras.ops.cast(query, dtype), keras.ops.cast(candidate, dtype)
-        )
-
-    value, gradients = value_and_gradients(in_half, batch)
-    expected, d_expected = oracle.softmax_loss(**batch)
-    assert 1e-6 < expected.min() and expected.max() < 1e-1
+    rules = {}
+    if weighted:
+        rules["sample_weight"] = np.linspace(0.3, 1, 16).astype("float32")
+    value, gradients = value_and_gradients(half_loss(dtype, **rules), batch)
+    expected, d_expected = oracle.softmax_loss(**batch, **rules)
+    assert 1e-4 < expected.min() and expected.max() < 1e-2
     assert_close(value, expected, 1e-4)
-    # The gradient leaves in half precision.
+    # The gradients leave in half precision, and p is rounded to it.
+    tolerance = 2.0**-10 if dtype == "float16" else 2.0**-7
     for name in VECTORS:
-        assert_close(gradients[name], d_expected[name], 2.0**-8, name)
+        assert_close(gradients[name], d_expected[name], tolerance, name)
+    assert products
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_without_negatives(products, dtype):
+    batch = batch_of(10)
+    batch = {name: batch[name] for name in (*VECTORS, "sample_weight")}
+    by = {name: batch[name] for name in VECTORS}
+    value, gradients = value_and_gradients(
+        half_loss(
+            dtype,
+            candidate_mask=np.zeros(10, bool),
+            sample_weight=batch["sample_weight"],
+        ),
+        by,
+    )
+    assert not value.any()
+    for name in VECTORS:
+        assert not gradients[name].any(), name
+    assert products
+
+
+@pytest.mark.backends("jax")
+@pytest.mark.parametrize("around", ["jit", "checkpoint"])
+def test_gradient_of_a_function_that_jax_traces_late(products, around):
+    import jax
+
+    batch = batch_of(10)
+    by = [batch[name] for name in VECTORS]
+
+    def loss(*vectors):
+        return half_loss("bfloat16")(*vectors).sum()
+
+    gradients = jax.grad(getattr(jax, around)(loss), (0, 1))(*by)
+    expected = jax.grad(loss, (0, 1))(*by)
+    for one, other in zip(gradients, expected):
+        assert_close(one, other, 2.0**-7)
     assert products
 
 
@@ -152,16 +199,10 @@ def test_small_probabilities_and_large_weights(products, dtype):
         "sample_weight": np.array([1e9, 2e9, 0, 1.0], "float32"),
     }
 
-    def in_half(query, candidate):
-        return ops.in_batch_softmax_loss(
-            keras.ops.cast(query, dtype),
-            keras.ops.cast(candidate, dtype),
-            sample_weight=batch["sample_weight"],
-        )
-
     upstream = np.full(4, 1e-9)
     by = {name: batch[name] for name in VECTORS}
-    value, gradients = value_and_gradients(in_half, by, upstream)
+    function = half_loss(dtype, sample_weight=batch["sample_weight"])
+    value, gradients = value_and_gradients(function, by, upstream)
     scores = np.float64(batch["query"]) @ np.float64(batch["candidate"]).T
     p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     weight = batch["sample_weight"] * upstream
