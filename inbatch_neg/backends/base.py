@@ -26,6 +26,9 @@ class Tuning(NamedTuple):
         chunk_scores: The intended number of scores in a chunk. More rows make
             faster matrix products and fewer updates of the candidates'
             gradient, but a larger chunk does not fit into the cache.
+        wide_dimensions: With twice as many dimensions as this, a chunk has
+            twice as many scores, and so on: the candidates' gradient, which
+            every chunk updates, is larger too. None: never.
         min_chunk_rows: The minimum number of rows of a chunk.
         max_chunk_rows: The maximum number of rows of a chunk.
         max_chunk_scores: The maximum number of scores in a chunk, which
@@ -38,6 +41,7 @@ class Tuning(NamedTuple):
     """
 
     chunk_scores: int = 2**21
+    wide_dimensions: int | None = 128
     min_chunk_rows: int = 128
     max_chunk_rows: int = 1024
     max_chunk_scores: int = 2**31 - 1
@@ -49,6 +53,7 @@ class Tuning(NamedTuple):
 # has the memory for them. Others measured that 8,192 rows are enough.
 GPU_TUNING = Tuning(
     chunk_scores=2**26,
+    wide_dimensions=None,
     max_chunk_rows=8192,
     table_scores=2**24,
     max_dense_scores=2**20,
@@ -124,8 +129,9 @@ class Backend:
     def tuning(self, tensor: Tensor) -> Tuning:
         """Returns the sizes that are fast on the device of `tensor`.
 
-        Those of CPUs were measured with 2 cores, B from 64 to 131,072 and
-        D = 64, by `python -m tests.benchmarks`.
+        Those of CPUs were measured with 2 cores, B from 64 to 131,072 at
+        D = 64, and D from 8 to 1,024 at B = 8,192, by `python -m
+        tests.benchmarks`.
         """
         return GPU_TUNING if self.is_on_gpu(tensor) else self.cpu_tuning
 

@@ -199,6 +199,8 @@ def _rows_of_fast_chunk(candidate: Tensor, count: int) -> int:
     """
     tuning = backend.tuning(candidate)
     scores, fewest = tuning.chunk_scores, tuning.min_chunk_rows
+    if tuning.wide_dimensions is not None:
+        scores *= max((candidate.shape[-1] or 1) // tuning.wide_dimensions, 1)
     max_rows = tuning.max_chunk_rows
     if count > 1:
         scores, fewest = tuning.table_scores, max(fewest // 2, 1)

@@ -1,9 +1,11 @@
 """The losses in chunks: their sizes, and shares too small for a float32."""
 
+import keras
 import numpy as np
 import pytest
 
 from inbatch_neg import ops
+from inbatch_neg.softmax import chunks, scoring
 from tests import internals
 from tests.helpers import BACKEND, batch_of, check_loss
 
@@ -16,6 +18,13 @@ def test_chunks_of_every_remainder(monkeypatch, chunk):
         np.arange(11.0),
         compiled=chunk == 5 or BACKEND == "jax",
     )
+
+
+@pytest.mark.parametrize("dimensions, rows", [(64, 256), (256, 512)])
+def test_chunks_of_wide_vectors(dimensions, rows):
+    vectors = keras.ops.zeros((8192, dimensions))
+    chunk = chunks.Chunks(vectors, vectors, scoring.Scoring())
+    assert chunk.size == rows
 
 
 @pytest.mark.parametrize("rows", [256, 257, 512, 513])
