@@ -12,7 +12,8 @@ Keras makes a test fail:
   its variables are empty during the step (`_value`);
 - which attribute of a model holds its compiled step (`train_function`, ...);
 - the device mesh of a distribution (`device_mesh.backend_mesh`);
-- how a layer enters the paths of its weights (`_open_name_scope`);
+- how a layer enters the paths of its weights (`_open_name_scope`), and where
+  it is rematerialised (`rematerialized_call`, since Keras 3.9);
 - how to list the layers inside a layer (`_flatten_layers`).
 """
 
@@ -63,10 +64,20 @@ class UnchangedMessage:
 
 
 class NoNameScope:
-    """For a layer around another one whose weights keep their paths."""
+    """For a layer around another one whose weights keep their paths.
+
+    A `keras.RematScope` concerns the inner layer alone: what these layers pass
+    on by their attributes would be lost in a second run.
+    """
 
     def _open_name_scope(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
+
+    def rematerialized_call(
+        self, layer_call: Callable, *args: Any, **kwargs: Any
+    ) -> Callable:
+        """Returns the call itself; called by Keras in a `RematScope`."""
+        return layer_call
 
 
 def torch_buffers(layer: keras.Layer) -> list[Any]:

@@ -193,6 +193,23 @@ def test_in_a_wrapper_that_asks_for_its_shape():
     assert_close(found[1], found[0], 1e-5)
 
 
+# On TensorFlow, Keras' own models fail in a `RematScope`.
+@pytest.mark.backends("jax", "torch")
+def test_in_a_remat_scope():
+    rows = np.random.default_rng(0).normal(size=(10, 8))
+    found = []
+    for wrap in (lambda tower: tower, lambda tower: ChunkedTower(tower, 4)):
+        keras.utils.set_random_seed(0)
+        with keras.RematScope("full"):
+            inputs = keras.Input((8,))
+            tower = keras.Sequential([inputs, layers.Dense(4, "tanh")])
+            model = keras.Model(inputs, wrap(tower)(inputs))
+            model.compile("sgd", "mse")
+            model.fit(rows, np.ones((10, 4)), batch_size=10, verbose=0)
+        found.append(tower.get_weights()[0])
+    assert_close(found[1], found[0], 1e-5)
+
+
 def test_summary_of_a_subclassed_model(capsys):
     class Model(keras.Model):
         def __init__(self):
