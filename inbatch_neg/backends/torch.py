@@ -2,8 +2,7 @@
 
 import contextlib
 import functools
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 from keras import ops
@@ -12,6 +11,7 @@ from torch import distributed
 from inbatch_neg.backends import chunked_torch
 from inbatch_neg.backends.base import Backend, Tuning
 from inbatch_neg.backends.collectives import Collectives
+from inbatch_neg.backends.collectives_torch import ProcessGroupCollectives
 from inbatch_neg.backends.tower_call import TowerCall, Values
 from inbatch_neg.backends.types import Size, Tensor
 
@@ -156,7 +156,7 @@ class TorchBackend(Backend):
         """Returns those of the default process group, if it is set up."""
         if distributed.is_available() and distributed.is_initialized():
             if distributed.get_world_size() > 1:
-                return _ProcessGroupCollectives()
+                return ProcessGroupCollectives()
         return None
 
 
@@ -217,88 +217,3 @@ def _keep_freed_memory() -> None:
     Blocks above 32 MB are always returned.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-# What the processes compare of each tensor.
-_COMPARED = (
-    "rank (0: not passed)",
-    "rows",
-    "size of dimension 1",
-    "size of dimension 2",
-    "dtype, as a hash,",
-)
-
-
-class _ProcessGroupCollectives(Collectives):
-    """`torch.distributed`, in its default process group."""
-
-    def __init__(self) -> None:
-        self.count = distributed.get_world_size()
-        self.index = distributed.get_rank()
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """Gathers with a gradient; int16 as int32, since gloo lacks int16."""
-        if tensor.dtype == torch.int16:
-            tensor = tensor.int()
-        return _Gather.apply(tensor.contiguous(), self)
-
-    def gather_values(self, tensor: Tensor) -> Tensor:
-        """Gathers without a gradient."""
-        # The name since PyTorch 2.13, and the earlier one.
-        gather = getattr(distributed, "all_gather_single", None)
-        gather = gather or distributed.all_gather_into_tensor
-        shape = (self.count * tensor.shape[0], *tensor.shape[1:])
-        gathered = tensor.new_empty(shape)
-        gather(gathered, tensor)
-        return gathered
-
-    def check_same_shapes(
-        self,
-        tensors: Mapping[str, Tensor],
-        error: Callable[[str], Exception],
-    ) -> dict[str, Tensor]:
-        """Compares ranks, sizes and dtypes, and raises on every process."""
-        # Of the same length on every replica, whatever was passed.
-        own: list[int] = []
-        for tensor in tensors.values():
-            shape = () if tensor is None else tensor.shape
-            own += [len(shape), *shape[:3], *[0] * (3 - len(shape))]
-            own.append(0 if tensor is None else _dtype_number(tensor))
-        device = next(x.device for x in tensors.values() if x is not None)
-        gathered = self.gather_values(
-            torch.tensor([own], dtype=torch.int64, device=device)
-        )
-        differ = (gathered != gathered[:1]).any(0).nonzero()
-        if len(differ):
-            first = int(differ[0])
-            tensor, what = divmod(first, len(_COMPARED))
-            raise error(
-                f"{_COMPARED[what]} of `{list(tensors)[tensor]}` by replica: "
-                f"{gathered[:, first].tolist()}"
-            )
-        return dict(tensors)
-
-
-def _dtype_number(tensor: Tensor) -> int:
-    # zlib, since Python's hash of a string differs between processes.
-    return zlib.crc32(str(tensor.dtype).encode())
-
-
-class _Gather(torch.autograd.Function):
-    """Gathers the rows of all processes; each gets its gradient back."""
-
-    @staticmethod
-    def forward(
-        ctx: Tensor, tensor: Tensor, collectives: _ProcessGroupCollectives
-    ) -> Tensor:
-        ctx.collectives = collectives
-        return collectives.gather_values(tensor)
-
-    @staticmethod
-    def backward(ctx: Tensor, upstream: Tensor) -> tuple[Tensor, None]:
-        # Each replica receives the parts of the gradient of its own candidates
-        # from all replicas, and sums them.
-        parts = torch.empty_like(upstream)
-        distributed.all_to_all_single(parts, upstream.contiguous())
-        parts = parts.reshape(ctx.collectives.count, -1, *upstream.shape[1:])
-        return parts.sum(0), None

@@ -74,11 +74,7 @@ def over_chunks(
     # float16 has no normal numbers below 6e-5, which is p of 16,384 equal
     # candidates.
     factor = 2.0**15 if dtype == "float16" else 1.0
-    # The weights may leave the range of float16; their ratios do not.
-    largest = ops.max(ops.abs(row_weight))
-    largest = ops.where(largest > 0.0, largest, ops.ones_like(largest))
-    ratio = (row_weight / largest)[:, None]
-    weighted = ops.cast(ratio * ops.cast(half.query, "float32"), dtype)
+    weighted, largest = _weighted(half.query, row_weight)
 
     def visit(index: Size, results: dict[str, Tensor]) -> dict[str, Tensor]:
         start = chunks.start(index)
@@ -118,8 +114,8 @@ def over_chunks(
         results["candidate"] = ops.zeros_like(ops.transpose(candidate))
     results = dict(ops.fori_loop(0, chunks.count, visit, results))
     if "candidate" in wanted:
-        missing = 1.0 - results["positive_probability"]
-        positive = (row_weight * missing)[:, None] * query
+        weight = row_weight * (1.0 - results["positive_probability"])
+        positive = weight[:, None] * query
         extra = ops.zeros_like(candidate[ops.shape(query)[0] :])
         scale = largest * half.scale / factor
         sums = ops.transpose(results["candidate"]) * scale
@@ -127,3 +123,14 @@ def over_chunks(
     if "loss" not in wanted:
         del results["positive_probability"]
     return results
+
+
+def _weighted(query: Tensor, row_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the queries times their weights, over the largest weight.
+
+    The weights may leave the range of float16; their ratios do not.
+    """
+    largest = ops.max(ops.abs(row_weight))
+    largest = ops.where(largest > 0.0, largest, ops.ones_like(largest))
+    weighted = (row_weight / largest)[:, None] * ops.cast(query, "float32")
+    return ops.cast(weighted, query.dtype), largest
