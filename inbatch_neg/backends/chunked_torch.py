@@ -123,15 +123,12 @@ class _Chunks:
                 [sources[i] for i in places],
                 [None if x is None else x[part] for x in upstream],
             )
-            # Taken out one by one, so that none is kept while the next chunk
-            # runs.
-            for i in reversed(places):
-                gradient = gradients.pop()
+            for i, gradient in zip(places, gradients):
                 if gradient is not None:
                     used.add(i)
                     whole = sums[i] if i < count else sums[i][part]
                     whole += gradient
-            del gradient
+            del gradients, gradient  # or they stay while the next chunk runs
         return [sums[i] if i in used else None for i in range(len(needed))]
 
     def _chunk_gradients(
@@ -140,7 +137,7 @@ class _Chunks:
         chunk: Sequence[Tensor],
         sources: Sequence[Tensor],
         upstream: Sequence[Tensor | None],
-    ) -> list[Tensor | None]:
+    ) -> Sequence[Tensor | None]:
         """Returns the gradients of `sources` from one chunk."""
         state = self._states[number]
         values = [(v, state[id(v)]) for v in self._call.assigned]
@@ -160,13 +157,11 @@ class _Chunks:
                     [output for output, _ in pairs],
                     [*(x for _, x in self.weights), *chunk],
                 )
-            return list(
-                torch.autograd.grad(
-                    [output for output, _ in pairs],
-                    sources,
-                    [gradient for _, gradient in pairs],
-                    allow_unused=True,
-                )
+            return torch.autograd.grad(
+                [output for output, _ in pairs],
+                sources,
+                [gradient for _, gradient in pairs],
+                allow_unused=True,
             )
 
     def _refuse_other_sources(

@@ -69,10 +69,9 @@ def batch_loss(
     if row_weight is None:
         row_weight = ops.ones((batch.rows,), query.dtype)
     if product_dtype is not None:
-        vectors_to_multiply = half.half_vectors(
-            batch, product_dtype, temperature
+        scoring = scoring._replace(
+            half=half.half_vectors(batch, product_dtype, temperature)
         )
-        scoring = scoring._replace(half=vectors_to_multiply)
     return softmax_loss(query, candidate, row_weight, scoring, with_gradients)
 
 
@@ -102,8 +101,8 @@ def softmax_loss(
     def weighted_loss(
         query: Tensor, candidate: Tensor, row_weight: Tensor, *halves: Tensor
     ) -> tuple[Tensor, Callable]:
-        half = HalfVectors(*halves) if halves else None
-        with_half = scoring._replace(half=half)
+        own_half = HalfVectors(*halves) if halves else None
+        with_half = scoring._replace(half=own_half)
 
         def compute(wanted: Sequence[str], row_weight: Tensor) -> dict:
             return _compute(query, candidate, row_weight, with_half, wanted)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends import HALF, Tensor, backend
 from inbatch_neg.softmax.batch import Batch
 
 # A masked score. Scores have at least 32 bits, so exp(MASKED - m) is exactly 0
@@ -151,5 +151,4 @@ def at_least_float32(dtype: Any) -> Any:
     range of float16, and counting by ones stops at 256 in bfloat16.
     """
     policy = keras.dtype_policies.get(dtype or keras.config.floatx())
-    half = policy.compute_dtype in ("float16", "bfloat16")
-    return "float32" if half else dtype
+    return "float32" if policy.compute_dtype in HALF else dtype

@@ -7,7 +7,6 @@ _TENSORFLOW = tuple(
     f"tensorflow/{name}"
     for name in ("ours", "tfrs", "keras_rs", "plain", "limit")
 )
-_IN_CHUNKS = "tensorflow/limit_in_chunks"
 _JAX = ("jax/ours", "jax/plain", "jax/own_limit", "tensorflow/limit")
 _TORCH = (
     "torch/ours",
@@ -109,7 +108,10 @@ def every(largest, quick):
     result += [
         Measurement(
             f"limit-{most}",
-            ("tensorflow/ours", "tensorflow/limit", _IN_CHUNKS),
+            tuple(
+                f"tensorflow/{name}"
+                for name in ("ours", "limit", "limit_in_chunks")
+            ),
             most,
         ),
         Measurement(f"jax-{most}", _JAX, most),

@@ -159,12 +159,12 @@ def limit_in_chunks(inputs):
 
     As in the loop of the package, with the sums over the chunks.
     """
-    from inbatch_neg.backends import backend
+    from inbatch_neg.softmax.chunks import Chunks
+    from inbatch_neg.softmax.scoring import Scoring
 
     query = tf.constant(inputs.query)
     candidate = tf.constant(inputs.candidate)
-    tuning = backend.tuning(query)
-    rows = min(tuning.chunk_scores // len(candidate), tuning.max_chunk_rows)
+    rows = Chunks(query, candidate, Scoring()).size
 
     @tf.function
     def products(query, candidate):
