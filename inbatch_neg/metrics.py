@@ -40,7 +40,8 @@ class _InBatchMetric(keras.metrics.Mean):
         # Ties and NaN count as ahead of the positive.
         below = ops.less(y_pred[:, 1:], positive)
         ahead = ops.sum(ops.cast(ops.logical_not(below), "int32"), axis=1)
-        super().update_state(self._of_ranks(ahead), sample_weight)
+        with backend.after([y_pred]):
+            super().update_state(self._of_ranks(ahead), sample_weight)
 
     def _of_ranks(self, ahead: Tensor) -> Tensor:
         raise NotImplementedError

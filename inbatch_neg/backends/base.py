@@ -224,6 +224,17 @@ class Backend:
         """Returns `tensor`, available after `earlier` has been computed."""
         return tensor
 
+    def after(
+        self, tensors: Sequence[Tensor]
+    ) -> contextlib.AbstractContextManager:
+        """A context whose operations run after tensors have been computed.
+
+        Every assignment of a step stands in it, with the tensors of the batch
+        (None for a missing one): one that does not depend on them could run
+        in a step that finds no batch.
+        """
+        return contextlib.nullcontext()
+
     def full_precision_matmul(self) -> contextlib.AbstractContextManager:
         """A context in which float32 products are not rounded to fewer bits."""
         return contextlib.nullcontext()

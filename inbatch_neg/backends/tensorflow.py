@@ -70,6 +70,22 @@ class TensorFlowBackend(Backend):
         with tf.control_dependencies([earlier]):
             return tf.identity(tensor)
 
+    def after(
+        self, tensors: Sequence[Tensor]
+    ) -> contextlib.AbstractContextManager:
+        """Orders the operations of a graph.
+
+        If the length of the data is unknown, the step of `fit` that finds its
+        end runs the operations that need no batch.
+        """
+        if tf.executing_eagerly():
+            return contextlib.nullcontext()
+        # A control dependency on an inlined function does not wait for its
+        # outputs.
+        return tf.control_dependencies(
+            [tf.identity(tensor) for tensor in tensors if tensor is not None]
+        )
+
     def is_dense(self, tensor: Tensor) -> bool:
         """Refuses `RaggedTensor` and `SparseTensor`."""
         return chunked_tensorflow.is_dense(tensor)

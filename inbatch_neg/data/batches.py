@@ -106,7 +106,10 @@ def from_iterable(data: Any, options: Options) -> Stream:
         del number, rng
         return iter(data() if callable(data) else data)
 
-    return Stream(open_epoch, options)
+    stream = Stream(open_epoch, options)
+    if isinstance(data, list):  # in memory, so this reads nothing
+        stream.count()
+    return stream
 
 
 def from_iterator(data: Iterator[Any], options: Options) -> Stream:

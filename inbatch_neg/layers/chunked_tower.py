@@ -109,8 +109,9 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
             if not self.tower.built:
                 call((), [x[:1] for x in call.rows])
             outputs, state = backend.run_in_chunks(call, self.chunk_size)
-            for variable, value in state:
-                variable.assign(value)
+            with backend.after(call.rows):
+                for variable, value in state:
+                    variable.assign(value)
             return call.pack(outputs)
 
     def compute_output_spec(

@@ -195,7 +195,8 @@ class CrossBatchMemory(keras.layers.Layer):
             [mask, replicas.local_shard(used)]
         )
         if training:
-            self._store(replicas.gather(own))
+            with backend.after(batch):
+                self._store(replicas.gather(own))
         return result
 
     def _store(self, batch: dict[str, Tensor]) -> None:

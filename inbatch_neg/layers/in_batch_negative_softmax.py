@@ -281,7 +281,8 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         """Returns the losses, or the logits, of a checked batch."""
         uniform = None
         if self._negatives.is_random:
-            uniform = self._negatives.draw(self.seed_generator)
+            with backend.after(batch):
+                uniform = self._negatives.draw(self.seed_generator)
 
         def maths(batch: Batch, in_batch: Size, uniform: Tensor) -> Tensor:
             if self.num_negatives is None and not self.return_logits:

@@ -179,7 +179,8 @@ class StreamingSamplingProbability(keras.layers.Layer):
         if training:
             by_row = replicas.gather({"candidate_ids": ops.transpose(places)})
             by_row = by_row["candidate_ids"]
-            self._learn(ops.reshape(by_row, (-1,)), ops.shape(by_row)[0])
+            with backend.after([ids]):
+                self._learn(ops.reshape(by_row, (-1,)), ops.shape(by_row)[0])
         seen = ops.take(self._weight, places) > 0.0
         rows = _rows(self._clock)
         interval = ops.where(seen, ops.take(self._interval, places), rows + 1.0)

@@ -4,6 +4,7 @@ import logging
 import pickle
 import threading
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -286,6 +287,19 @@ def test_steps_per_epoch_go_on():
     found = batches_of_fit(dataset, epochs=3, steps_per_epoch=4, shuffle=False)
     # Keras ends an epoch early where the data ends.
     assert found == [0, *(0, 4, 8, 12), 16, *(0, 4, 8, 12)]
+
+
+def test_a_list_of_batches_is_counted():
+    """On TensorFlow, Keras takes no further step then to find the end."""
+    data = list(function())
+    assert len(full_batches(data, 6, batched=True)) == 3
+    dataset = full_batches(data, 6, batched=True, shuffle=True)
+    assert len(dataset) == 3
+    model = reading.two_towers()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Your input ran out of data")
+        model.fit(dataset, epochs=2, shuffle=False, verbose=0)
+    assert int(model.optimizer.iterations) == 6
 
 
 @pytest.mark.backends("jax", "torch")

@@ -3,8 +3,11 @@
 import logging
 
 import grain
+import keras
+import numpy as np
 import pytest
 
+import inbatch_neg
 from inbatch_neg import full_batches
 from inbatch_neg.data import grain as source
 from tests.data import reading
@@ -117,3 +120,36 @@ def test_padded(kind):
     assert x["candidate_mask"].tolist() == [True] * 4 + [False] * 4
     model = reading.two_towers(mask=True)
     assert model.evaluate(dataset, verbose=0) > 0
+
+
+class _Batches(grain.transforms.Map):
+    def map(self, index):
+        return {"user": np.arange(5) + index, "item": np.arange(5) + index}
+
+
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize("batched", [False, True])
+def test_states_wait_for_a_batch_of_a_loader(batched):
+    """Its length is unknown, so that Keras runs one more step."""
+    loader = grain.DataLoader(
+        data_source=grain.sources.RangeDataSource(0, 4, 1),
+        sampler=grain.samplers.SequentialSampler(
+            4, grain.sharding.NoSharding()
+        ),
+        operations=[_Batches()],
+    )
+    estimate = inbatch_neg.StreamingSamplingProbability(1000)
+    ids = keras.Input((), dtype="int32", name="item")
+    users = keras.Input((), dtype="int32", name="user")
+    vectors = keras.layers.Embedding(20, 4)
+    losses = inbatch_neg.InBatchNegativeSoftmax(batch_size=5)(
+        vectors(users),
+        vectors(ids),
+        candidate_sampling_probability=estimate(ids),
+    )
+    model = keras.Model({"user": users, "item": ids}, losses)
+    model.compile("sgd", loss=inbatch_neg.InBatchNegativeLoss())
+    data = full_batches(loader, 5, batched=True) if batched else loader
+    model.fit(data, epochs=3, shuffle=False, verbose=0)
+    never_seen = reading.to_numpy(estimate(np.array([999], "int32")))
+    np.testing.assert_allclose(1.0 / never_seen, [3 * 20 + 1])
