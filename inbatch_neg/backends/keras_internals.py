@@ -14,7 +14,11 @@ Keras makes a test fail:
 - the device mesh of a distribution (`device_mesh.backend_mesh`);
 - how a layer enters the paths of its weights (`_open_name_scope`), and where
   it is rematerialised (`rematerialized_call`, since Keras 3.9);
-- how to list the layers inside a layer (`_flatten_layers`).
+- how to list the layers inside a layer (`_flatten_layers`);
+- what registers the weights of a layer with its PyTorch module (`_post_build`);
+- where Keras keeps the objects that several layers share, while it loads
+  (`get_shared_object`, `record_object_after_deserialization`) and while it
+  clones (`wrapped_clone_function`, `cache`).
 """
 
 import contextlib
@@ -25,6 +29,7 @@ from types import FrameType
 from typing import Any
 
 import keras
+from keras.src.saving import serialization_lib
 
 from inbatch_neg.backends.types import Tensor
 
@@ -78,6 +83,53 @@ class NoNameScope:
     ) -> Callable:
         """Returns the call itself; called by Keras in a `RematScope`."""
         return layer_call
+
+
+def set_built(layer: keras.Layer, owner: type[keras.Layer]) -> None:
+    """Marks a layer as built that has all its weights from the constructor.
+
+    On PyTorch it also registers them with the module of the layer, which
+    Keras would do in the first call: until then an optimizer that is made of
+    the parameters, or a state that is loaded, would lack them. The layer can
+    still get weights, in the constructor of a subclass.
+
+    Args:
+        layer: The layer, at the end of its constructor.
+        owner: The class of that constructor. A subclass with a `build` of its
+            own is built by the first call.
+    """
+    if type(layer).build is owner.build:
+        layer.built = True
+    layer._post_build()
+
+
+def shared_object(identity: int | None, make: Callable[[], Any]) -> Any:
+    """Returns the new object that stands for an object of a saved model.
+
+    The same one for all layers that are loaded, or cloned, in one call.
+
+    Args:
+        identity: The `id` of the original object, from the config; None if
+            the config does not have it.
+        make: Makes the new object.
+    """
+    if identity is None:
+        return make()
+    for frame in _frames():
+        if (
+            frame.f_globals.get("__name__") == "keras.src.models.cloning"
+            and frame.f_code.co_name == "wrapped_clone_function"
+        ):
+            # By the `id` of the original layers, which still exist.
+            cache = frame.f_locals["cache"]
+            if identity not in cache:
+                cache[identity] = make()
+            return cache[identity]
+    found = serialization_lib.get_shared_object(identity)
+    if found is None:
+        found = make()
+        serialization_lib.record_object_after_deserialization(found, identity)
+    return found
 
 
 def torch_buffers(layer: keras.Layer) -> list[Any]:

@@ -89,6 +89,8 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
         self.tower = tower
         self.chunk_size = arguments.integer("chunk_size", chunk_size, minimum=1)
         self.supports_masking = True
+        if tower.built:
+            keras_internals.set_built(self, ChunkedTower)
 
     def call(
         self, inputs: Any, mask: Any = None, training: bool | None = None
@@ -162,9 +164,17 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None
     ) -> ChunkedTower:
-        """Returns the layer, with a new tower."""
-        tower = keras.saving.deserialize_keras_object(
-            config["tower"], custom_objects=custom_objects
+        """Returns the layer, with a new tower.
+
+        Layers that share a tower still do after `load_model` and
+        `clone_model`.
+        """
+        saved = config["tower"]
+        tower = keras_internals.shared_object(
+            saved.get("shared_object_id"),
+            lambda: keras.saving.deserialize_keras_object(
+                saved, custom_objects=custom_objects
+            ),
         )
         return cls(**{**config, "tower": tower})
 

@@ -46,6 +46,10 @@ class CrossBatchMemory(keras.layers.Layer):
             that many training steps, while the tower still changes fast.
             Defaults to 0.
 
+    The first call makes the slots, since their width is that of the candidates.
+    To load a `state_dict` of PyTorch before it, make them by
+    `memory.build((None, D), candidate_ids_shape=(None,))`.
+
     Raises:
         ValueError, TypeError: for an argument outside of the above; in the
             call, for wrong tensors, and for tensors that are passed in one

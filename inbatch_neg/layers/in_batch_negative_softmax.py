@@ -51,6 +51,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             that starts at 0.07 and stays at 0.01 or above. A scalar
             `keras.Variable` is saved with the layer, and trains if it is
             trainable; `layer.temperature = value` sets it between two steps.
+            Layers can share one, also in the loaded or cloned model.
         symmetric: Whether the loss is the mean of the above and of the
             softmax of each candidate's query among the other queries. Ids
             mask in both directions; probabilities, `candidate_mask` and extra
@@ -135,6 +136,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         self.seed = seed
         if self._negatives.is_random:
             self.seed_generator = keras.random.SeedGenerator(seed)
+        keras_internals.set_built(self, InBatchNegativeSoftmax)
 
     @property
     def compute_dtype(self) -> str:
@@ -367,6 +369,10 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "InBatchNegativeSoftmax":
-        """Returns the layer; a temperature variable is created anew."""
+        """Returns the layer, with a new temperature variable.
+
+        Layers that share a variable still do after `load_model` and
+        `clone_model`.
+        """
         temperature = from_config(config["temperature"])
         return cls(**{**config, "temperature": temperature})

@@ -102,8 +102,14 @@ class StreamingSamplingProbability(keras.layers.Layer):
                 "`learning_rate` must be in (0, 1]. Received: "
                 f"learning_rate={learning_rate!r}"
             )
+        self._create_buckets()
+        keras_internals.set_built(self, StreamingSamplingProbability)
 
     def build(self, input_shape: Any = None) -> None:
+        """Does nothing: the buckets do not depend on the input."""
+        self.built = True
+
+    def _create_buckets(self) -> None:
         """Creates the buckets, all of them empty."""
         # Every replica learns from the global batch, so all are equal.
         options = {
@@ -127,7 +133,6 @@ class StreamingSamplingProbability(keras.layers.Layer):
         self._weight = self.add_weight(
             name="weight", shape=size, dtype="float32", **options
         )
-        self.built = True
 
     def call(
         self, candidate_ids: Tensor, training: bool | None = None

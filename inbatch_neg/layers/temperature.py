@@ -96,12 +96,21 @@ class Temperature:
             "trainable": self.variable.trainable,
             "dtype": self.variable.dtype,
             "name": self.variable.name,
+            # Other layers may have the same one.
+            "shared_object_id": id(self.variable),
         }
 
 
 def from_config(config: Any) -> Any:
     """Returns the argument `temperature` from a config."""
-    return keras.Variable(**config) if isinstance(config, dict) else config
+    if not isinstance(config, dict):
+        return config
+    options = dict(config)
+    # Versions before 0.2.1 did not save it.
+    identity = options.pop("shared_object_id", None)
+    return keras_internals.shared_object(
+        identity, lambda: keras.Variable(**options)
+    )
 
 
 def _checked(variable: keras.Variable) -> keras.Variable:
