@@ -56,7 +56,9 @@ def in_batch_softmax_loss(
             cancels. Zero and values below 1.2e-38 count as 1.2e-38.
         candidate_mask: (C,) bools. False: this candidate is a negative of no
             row. A row's own positive always stays.
-        sample_weight: (B,) numbers that multiply the losses.
+        sample_weight: (B,) numbers that multiply the losses. NaN in a
+            query of weight 0 has no effect, nor has NaN in a masked candidate
+            whose row, if it has one, has weight 0.
         query_mask: (B, P) bools, with queries (B, P, D). False: this vector
             is ignored. A row without any other is an error in an eager call;
             in a compiled step it counts as one vector of zeros, with a
@@ -101,7 +103,7 @@ def in_batch_softmax_loss(
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
-    batch = batch.fill_queries()
+    batch = batch.fill_queries().clear_uncounted()
     return exact.batch_loss(
         batch,
         temperature,

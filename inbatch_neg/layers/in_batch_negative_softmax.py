@@ -210,7 +210,10 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             candidate_mask: (C,) bools. False: this candidate is a negative of
                 no row. A row's own positive always stays.
             sample_weight: (B,) numbers that multiply the losses. With
-                `return_logits=True` pass them to `fit` instead.
+                `return_logits=True` pass them to `fit` instead. NaN in a
+                query of weight 0 has no effect, nor has NaN in a masked
+                candidate whose row, if it has one, has weight 0. With
+                `symmetric=True` such a query still is a negative.
             query_mask: (B, P) bools, with queries (B, P, D). False: this
                 vector is ignored. A row without any other is an error in an
                 eager call; in a compiled step it counts as one vector of
@@ -281,6 +284,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         self, batch: Batch, training: bool | None, product_dtype: str | None
     ) -> Tensor:
         """Returns the losses, or the logits, of a checked batch."""
+        batch = batch.clear_uncounted()
         uniform = None
         if self._negatives.is_random:
             with backend.after(batch):

@@ -70,6 +70,61 @@ class Batch(NamedTuple):
             query = query[:, 0]
         return self._replace(query=query, query_mask=None)
 
+    def clear_uncounted(self) -> "Batch":
+        """Returns the batch without NaN and infinity in what does not count.
+
+        The matrix products of the gradients would multiply them by 0, which
+        gives NaN. A query does not count if its row has weight 0; a candidate
+        does not if it is masked and is the positive of no row, or of a row of
+        weight 0. Vectors that are not finite become zeros there, and so does
+        their gradient. Other vectors stay: the gradient by a weight of 0 needs
+        them.
+
+        A replica calls this before it sends its candidates, since it does not
+        send its weights.
+        """
+        weight, mask, changed = self.sample_weight, self.candidate_mask, {}
+        if weight is None and (mask is None or self._has_no_extra()):
+            return self  # each candidate is the positive of a row that counts
+        if weight is None:
+            counted = ops.ones((self.rows,), "bool")
+        else:
+            counted = ops.not_equal(weight, ops.zeros_like(weight))
+            kept = counted | _is_finite(self.query)
+            changed["query"] = _keep(kept, self.query)
+        if mask is not None:
+            columns = self._kept_candidates(counted)
+            changed["candidate"] = _keep(columns, self.candidate)
+            probability = self.candidate_sampling_probability
+            if probability is not None:
+                changed["candidate_sampling_probability"] = ops.where(
+                    columns, probability, ops.ones_like(probability)
+                )
+            if weight is not None:
+                kept = kept & columns[: self.rows]
+        if weight is not None:
+            changed["sample_weight"] = _keep(kept, weight)
+        return self._replace(**changed)
+
+    def _has_no_extra(self) -> bool:
+        """Returns whether C is known to be B."""
+        extra = self.candidates - self.rows
+        return isinstance(extra, int) and extra == 0
+
+    def _kept_candidates(self, counted: Tensor) -> Tensor:
+        """Returns (C,) bools, False for candidates to clear.
+
+        Args:
+            counted: (B,) bools, False for rows of weight 0.
+        """
+        extra = ops.zeros((self.candidates - self.rows,), "bool")
+        finite = _is_finite(self.candidate)
+        probability = self.candidate_sampling_probability
+        if probability is not None:
+            finite = finite & (probability >= 0) & ops.isfinite(probability)
+        counted = ops.concatenate([counted, extra])
+        return counted | self.candidate_mask | finite
+
     def reverse(self) -> "Batch":
         """Returns the batch of the candidate-to-query direction.
 
@@ -88,3 +143,19 @@ class Batch(NamedTuple):
             query_ids=None if candidate_ids is None else candidate_ids[:rows],
             sample_weight=self.sample_weight,
         )
+
+
+def _is_finite(vectors: Tensor) -> Tensor:
+    """Returns bools, one per row: False for NaN, infinity, an infinite norm.
+
+    Products of vectors of finite norms are finite.
+    """
+    values = ops.cast(ops.stop_gradient(vectors), "float32")
+    axes = tuple(range(1, len(values.shape)))
+    return ops.isfinite(ops.sum(values * values, axis=axes))
+
+
+def _keep(rows: Tensor, tensor: Tensor) -> Tensor:
+    """Returns the tensor with zeros, without gradient, in the other rows."""
+    rows = rows[(slice(None), *[None] * (len(tensor.shape) - 1))]
+    return ops.where(rows, tensor, ops.zeros_like(tensor))

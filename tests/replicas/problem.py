@@ -59,6 +59,11 @@ CASES = {
         ("candidate_ids", "query_ids", "chunked"),
         False,
     ),
+    "uncounted": (
+        {"temperature": 0.5},
+        ("candidate_ids", "query_ids", "extra", "weight", "uncounted"),
+        False,
+    ),
     "two_shifts_logits": (
         {"num_negatives": 2, "seed": 7, "return_logits": True},
         ("extra",),
@@ -144,12 +149,24 @@ class TwoTowers(keras.Model):
             )
         if "weight" in used:
             given["sample_weight"] = batch["weight"]
+        if "uncounted" in used:  # NaN where the mask is False
+            mask = given["candidate_mask"]
+            candidate = _where(mask, candidate, np.nan)
+            query = _where(mask[: ops.shape(query)[0]], query, np.nan)
+            given["sample_weight"] *= ops.cast(
+                batch["candidate_mask"], "float32"
+            )
         if "memory" in used:
             names = ("candidate_ids", "candidate_sampling_probability")
             own = {k: given.pop(k) for k in names if k in given}
             given.update(self.memory(candidate, training=training, **own))
             candidate = given.pop("candidate")
         return self.softmax(query, candidate, training=training, **given)
+
+
+def _where(rows, tensor, otherwise):
+    otherwise = keras.ops.full_like(tensor, otherwise)
+    return keras.ops.where(rows[:, None], tensor, otherwise)
 
 
 def model(case, cross_replica, **changes):
