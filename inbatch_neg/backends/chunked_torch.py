@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 from torch.utils import checkpoint
+from torch.utils.weak import TensorWeakRef
 
 from inbatch_neg.backends import keras_internals
 from inbatch_neg.backends.tower_call import TowerCall, Values
@@ -56,6 +57,9 @@ class _Chunks:
         self._states: list[dict[int, Tensor]] = []
         self._contexts: list[_Context] = []
         self._buffers = keras_internals.torch_buffers(call.tower)
+        # Leaves of the last backward run that are neither weights nor rows.
+        self._others: list[TensorWeakRef] = []
+        self._is_reentrant = False
         batch = call.rows[0].shape[0]
         self._parts = [
             slice(start, min(start + chunk_size, batch))
@@ -152,22 +156,27 @@ class _Chunks:
             ]
             if not pairs:
                 return [None] * len(sources)
-            if number == 0:
-                self._refuse_other_sources(
-                    [output for output, _ in pairs],
-                    [*(x for _, x in self.weights), *chunk],
+            outputs, slopes = [list(column) for column in zip(*pairs)]
+            if number < 2:
+                self._look_at_sources(
+                    outputs, [*(x for _, x in self.weights), *chunk]
                 )
+            if self._is_reentrant:
+                return _reentrant_gradients(outputs, sources, slopes)
             return torch.autograd.grad(
-                [output for output, _ in pairs],
-                sources,
-                [gradient for _, gradient in pairs],
-                allow_unused=True,
+                outputs, sources, slopes, allow_unused=True
             )
 
-    def _refuse_other_sources(
+    def _look_at_sources(
         self, outputs: Sequence[Tensor], known: Sequence[Tensor]
     ) -> None:
-        """Refuses weights of others: this backward cannot reach them."""
+        """Refuses weights of others: this backward cannot reach them.
+
+        Another run of the tower uses them, too. A leaf that a run itself has
+        made, such as an activation after `requires_grad_()`, is no weight.
+        Also finds out whether there are reentrant checkpoints.
+        """
+        others: list[TensorWeakRef] = []
         known_ids = {id(x) for x in known}
         # A known tensor may itself be computed, such as a cast weight.
         seen = {None, *(x.grad_fn for x in known)}
@@ -175,8 +184,13 @@ class _Chunks:
         seen |= set(rest)
         while rest:
             node = rest.pop()
+            if node.name().startswith("CheckpointFunction"):
+                self._is_reentrant = True
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in known_ids:
+                if not any(x() is leaf for x in self._others):
+                    others.append(TensorWeakRef(leaf))
+                    continue
                 raise ValueError(
                     "`tower` must own all weights that its outputs depend on: "
                     "another one would get no gradient on PyTorch. Fix: make "
@@ -188,6 +202,28 @@ class _Chunks:
             new = {x for x, _ in node.next_functions} - seen
             seen |= new
             rest += new
+        self._others = others
+
+
+def _reentrant_gradients(
+    outputs: Sequence[Tensor],
+    sources: Sequence[Tensor],
+    upstream: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Returns gradients where `torch.autograd.grad` misses or refuses some.
+
+    A checkpoint with `use_reentrant=True` is not linked to the weights inside
+    of it, but adds their gradients to `grad`.
+    """
+    before = [x.grad for x in sources]
+    for source in sources:
+        source.grad = None
+    try:
+        torch.autograd.backward(outputs, upstream)
+        return [x.grad for x in sources]
+    finally:
+        for source, value in zip(sources, before):
+            source.grad = value
 
 
 def _snapshot(value: Tensor) -> Tensor:
