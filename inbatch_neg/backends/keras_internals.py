@@ -18,10 +18,13 @@ Keras makes a test fail:
 - what registers the weights of a layer with its PyTorch module (`_post_build`);
 - where Keras keeps the objects that several layers share, while it loads
   (`get_shared_object`, `record_object_after_deserialization`) and while it
-  clones (`wrapped_clone_function`, `cache`).
+  clones (`wrapped_clone_function`, `cache`);
+- by which signature a layer binds its arguments (`_call_signature`), and that
+  it binds them all by name to trace `call`, `**kwargs` included.
 """
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -130,6 +133,65 @@ def shared_object(identity: int | None, make: Callable[[], Any]) -> Any:
         found = make()
         serialization_lib.record_object_after_deserialization(found, identity)
     return found
+
+
+class CallArguments:
+    """The arguments of a layer's `call` that follow the first one.
+
+    Args:
+        layer: The layer.
+
+    Attributes:
+        names: Their names, as `call` has them.
+    """
+
+    def __init__(self, layer: keras.Layer) -> None:
+        parameters = list(inspect.signature(layer.call).parameters.values())
+        if parameters and parameters[0].kind != inspect.Parameter.VAR_KEYWORD:
+            del parameters[0]
+        self._named: list[inspect.Parameter] = []
+        self._rest: inspect.Parameter | None = None
+        for parameter in parameters:
+            if parameter.kind == inspect.Parameter.VAR_KEYWORD:
+                # Keras' own models ignore what they do not know.
+                module = getattr(layer.call, "__module__", None) or ""
+                if not module.startswith("keras.src.models"):
+                    self._rest = parameter
+            elif parameter.kind != inspect.Parameter.VAR_POSITIONAL:
+                self._named.append(
+                    parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+                )
+        self.names = [x.name for x in self._named]
+        if self._rest is not None:
+            self.names.append(f"**{self._rest.name}")
+
+    def takes(self, name: str) -> bool:
+        """Returns whether `call` takes an argument of this name."""
+        return name in self.names or self._rest is not None
+
+    def describe(self, wrapper: keras.Layer) -> None:
+        """Lets Keras bind the arguments of a wrapper as those of the layer.
+
+        By its own signature, `call(inputs, *, mask, training, **keywords)`,
+        Keras would take the keywords for one nest, and refuse tensors beside
+        others.
+        """
+        own = [
+            parameter
+            for parameter in wrapper._call_signature.parameters.values()
+            if parameter.kind != inspect.Parameter.VAR_KEYWORD
+        ]
+        known = {x.name for x in own}
+        others = [x for x in self._named if x.name not in known]
+        rest = [] if self._rest is None else [self._rest]
+        wrapper._call_signature = inspect.Signature([*own, *others, *rest])
+
+    def unpacked(self, keywords: dict[str, Any]) -> dict[str, Any]:
+        """Returns the keywords, with those in a nest of `**kwargs` beside."""
+        if self._rest is None or self._rest.name not in keywords:
+            return dict(keywords)
+        keywords = dict(keywords)
+        return {**keywords.pop(self._rest.name), **keywords}
 
 
 def torch_buffers(layer: keras.Layer) -> list[Any]:

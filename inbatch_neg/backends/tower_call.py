@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -24,26 +25,41 @@ class TowerCall:
     Args:
         tower: A Keras layer.
         inputs: Nest of tensors with one entry per row.
-        mask: Nest of the masks of `inputs`, in the same structure; or None.
         training: Passed to the tower.
+        keywords: The other arguments of the tower by name: nests of tensors
+            with one entry per row, or anything else, which is passed as it is.
 
     Attributes:
         tower: The layer.
-        rows: List of the tensors of `inputs` and `mask`.
         assigned: The variables that the runs so far have assigned.
     """
 
     def __init__(
-        self, tower: keras.Layer, inputs: Any, mask: Any, training: Any
+        self,
+        tower: keras.Layer,
+        inputs: Any,
+        training: Any,
+        keywords: dict[str, Any],
     ) -> None:
-        leaves = tree.flatten((inputs, mask))
-        self.rows = [x for x in leaves if x is not None]
+        cut = {k: v for k, v in keywords.items() if has_tensors(v)}
+        leaves = tree.flatten((inputs, cut))
+        self._tensors = [x for x in leaves if x is not None]
         self.assigned: list[keras.Variable] = []
         self._is_tensor = [x is not None for x in leaves]
-        self._structure = tree.map_structure(lambda x: 0, (inputs, mask))
+        self._structure = tree.map_structure(lambda x: 0, (inputs, cut))
         self._training = training
+        self._others = {k: v for k, v in keywords.items() if k not in cut}
         self.tower = tower
         self._result: Any = None  # structures of the outputs and their masks
+
+    @functools.cached_property
+    def rows(self) -> list[Tensor]:
+        """The tensors of the arguments, and the masks attached to them."""
+        return [*self._tensors, *(x for x in self._masks if x is not None)]
+
+    @functools.cached_property
+    def _masks(self) -> list[Any]:
+        return masks_of(self._tensors)
 
     @property
     def trainable(self) -> list[keras.Variable]:
@@ -69,22 +85,20 @@ class TowerCall:
                 own value.
             rows: The rows to run on, for each tensor in `self.rows`.
         """
-        leaves = iter(rows)
-        inputs, mask = tree.pack_sequence_as(
-            self._structure,
-            [
-                next(leaves) if is_tensor else None
-                for is_tensor in self._is_tensor
-            ],
-        )
+        count = len(self._tensors)
+        masks = _placed(rows[count:], [x is not None for x in self._masks])
         results: list[Any] = []
 
-        def run(inputs: Any, training: Any) -> None:
-            outputs = self.tower(_with_masks(inputs, mask), training=training)
-            results.extend((outputs, _masks_of(outputs)))
+        def run(tensors: list[Tensor], training: Any) -> None:
+            leaves = _placed(with_masks(tensors, masks), self._is_tensor)
+            inputs, cut = tree.pack_sequence_as(self._structure, leaves)
+            outputs = self.tower(
+                inputs, training=training, **cut, **self._others
+            )
+            results.extend((outputs, masks_of(outputs)))
 
         with _Scope(values) as scope:
-            _CallContext(run)(inputs, training=self._training)
+            _CallContext(run)(list(rows[:count]), training=self._training)
         outputs, masks = results
         self._refuse_losses(scope.losses)
         self._refuse_assigned_weights(scope.assigned)
@@ -104,11 +118,10 @@ class TowerCall:
     def pack(self, results: Sequence[Tensor]) -> Any:
         """Returns the nest of the outputs, with their masks attached."""
         structure, is_tensor = self._result
-        leaves = iter(results)
         outputs, masks = tree.pack_sequence_as(
-            structure, [next(leaves) if one else None for one in is_tensor]
+            structure, _placed(results, is_tensor)
         )
-        return _with_masks(outputs, masks)
+        return with_masks(outputs, masks)
 
     def _refuse_losses(self, losses: list[Tensor]) -> None:
         if losses:
@@ -220,13 +233,29 @@ class _Masks(keras_internals.NoNameScope, keras.layers.Layer):
         return self._input_masks()
 
 
-def _with_masks(tensors: Any, masks: Any) -> Any:
+def has_tensors(nest: Any) -> bool:
+    """Returns whether a keyword argument is a tensor or a nest of tensors."""
+    return any(
+        keras.ops.is_tensor(x) or keras.backend.is_keras_tensor(x)
+        for x in tree.flatten(nest)
+    )
+
+
+def with_masks(tensors: Any, masks: Any) -> Any:
+    """Returns a nest of tensors with masks attached to them."""
     if all(mask is None for mask in tree.flatten(masks)):
         return tensors
     return _Masks(masks)(tensors)
 
 
-def _masks_of(tensors: Any) -> Any:
+def _placed(values: Sequence[Tensor], present: Sequence[bool]) -> list[Any]:
+    """Returns the values at the places where they are present, else None."""
+    rest = iter(values)
+    return [next(rest) if one else None for one in present]
+
+
+def masks_of(tensors: Any) -> Any:
+    """Returns the masks that are attached to a nest of tensors, or None."""
     layer = _Masks()
     layer(tensors)
     return layer.input_masks()

@@ -10,7 +10,12 @@ from keras import tree
 
 from inbatch_neg import arguments
 from inbatch_neg.backends import Tensor, backend, keras_internals
-from inbatch_neg.backends.tower_call import TowerCall
+from inbatch_neg.backends.tower_call import (
+    TowerCall,
+    has_tensors,
+    masks_of,
+    with_masks,
+)
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
@@ -26,6 +31,8 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
     Use it when the activations of a tower, not the scores, limit the batch
     size: `item_vec = ChunkedTower(item_tower, chunk_size=256)(item_features)`.
     The layer may be called more than once, for example as a shared encoder.
+    Other arguments of the tower are passed by keyword:
+    `chunked(ids, attention_mask=attention_mask)`.
 
     The tower must treat each row independently. It keeps its weights and
     their paths, so `tower.save_weights`, `tower.export` and `tower(...)` work
@@ -39,7 +46,8 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
 
     Args:
         tower: A Keras layer or model. Its inputs, a tensor or a nest (dict,
-            list, tuple), and its outputs have one entry per row.
+            list, tuple), its outputs, and the tensors among its keyword
+            arguments have one entry per row.
         chunk_size: Integer of 1 or more, the number of rows that are run at a
             time; with several devices, on each of them. The last chunk may be
             smaller. Defaults to 256.
@@ -47,9 +55,10 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
     Raises:
         TypeError: for a `tower` that is not a Keras layer, a `chunk_size`
             that is not an integer, or a `dtype`, which belongs to the tower;
-            in the call, for ragged or sparse inputs.
-        ValueError: for a `chunk_size` below 1; in the call, for inputs or
-            outputs with another number of rows, and for a tower that calls
+            in the call, for ragged or sparse inputs, a second positional
+            argument, or a `mask` that the tower does not take.
+        ValueError: for a `chunk_size` below 1; in the call, for tensors
+            with another number of rows, and for a tower that calls
             `add_loss`, has an `activity_regularizer` or assigns a trainable
             weight.
 
@@ -89,23 +98,45 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
         self.tower = tower
         self.chunk_size = arguments.integer("chunk_size", chunk_size, minimum=1)
         self.supports_masking = True
+        self._call_arguments = keras_internals.CallArguments(tower)
+        self._call_arguments.describe(self)
+        self._has_recorded_mask = False
         if tower.built:
             keras_internals.set_built(self, ChunkedTower)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses arguments that would not reach the tower as they are."""
+        with backend.restore_model_state():
+            self._refuse_arguments(args, kwargs)
+        return super().__call__(*args, **kwargs)
+
     def call(
-        self, inputs: Any, mask: Any = None, training: bool | None = None
+        self,
+        inputs: Any,
+        *,
+        mask: Any = None,
+        training: bool | None = None,
+        **keywords: Any,
     ) -> Any:
         """Returns the outputs of the tower.
 
         Args:
             inputs: Nest of tensors (B, ...), as the tower takes it.
-            mask: Nest of the masks of `inputs`. Defaults to the masks that
-                are attached to them.
+            mask: Nest of the masks of `inputs`, if the `call` of the tower
+                takes it. Masks that are attached to tensors stay attached.
             training: Passed to the tower.
+            **keywords: The other arguments of the `call` of the tower. Nests
+                of tensors (B, ...) are cut with the rows; anything else is
+                passed as it is.
         """
         with backend.restore_model_state():
-            self._check_rows(inputs)
-            call = TowerCall(self.tower, inputs, mask, training)
+            keywords = self._call_arguments.unpacked(keywords)
+            self._check_rows({"inputs": inputs, "mask": mask, **keywords})
+            if mask is not None and self._call_arguments.takes("mask"):
+                keywords["mask"] = mask
+            elif mask is not None:  # the attached one
+                inputs = with_masks(inputs, mask)
+            call = TowerCall(self.tower, inputs, training, keywords)
             if keras_internals.in_symbolic_call():
                 return call.pack(call((), call.rows)[0])
             if not self.tower.built:
@@ -116,26 +147,23 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
                     variable.assign(value)
             return call.pack(outputs)
 
-    def compute_output_spec(
-        self, inputs: Any, mask: Any = None, training: bool | None = None
-    ) -> Any:
+    def compute_output_spec(self, inputs: Any, **keywords: Any) -> Any:
         """Returns the symbolic outputs."""
-        rows = self._check_rows(inputs)
+        rows = self._check_rows({"inputs": inputs, **keywords})
+        if not _is_empty(keywords.get("mask")):
+            self._has_recorded_mask = True
         size = self.chunk_size if rows is None else min(rows, self.chunk_size)
 
         def chunk(x: Any) -> Any:
-            if x is None:
-                return None
-            return keras.KerasTensor((size, *x.shape[1:]), dtype=x.dtype)
+            if not has_tensors(x):
+                return x
+            dtype = keras.backend.standardize_dtype(x.dtype)
+            return keras.KerasTensor((size, *x.shape[1:]), dtype=dtype)
 
         # With a known number of rows, to detect outputs with another number.
         # Not that of `Layer`, which would ask `compute_output_shape`.
-        outputs = keras.Operation.compute_output_spec(
-            self,
-            tree.map_structure(chunk, inputs),
-            mask=tree.map_structure(chunk, mask),
-            training=training,
-        )
+        inputs, keywords = tree.map_structure(chunk, (inputs, keywords))
+        outputs = keras.Operation.compute_output_spec(self, inputs, **keywords)
         return tree.map_structure(
             lambda x: keras.KerasTensor((rows, *x.shape[1:]), dtype=x.dtype),
             outputs,
@@ -178,10 +206,39 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
         )
         return cls(**{**config, "tower": tower})
 
-    def _check_rows(self, inputs: Any) -> int | None:
-        """Returns the number of rows, None if unknown; refuses bad inputs."""
+    def _refuse_arguments(self, args: Any, kwargs: Any) -> None:
+        of_tower = self._call_arguments
+        names = ", ".join(of_tower.names) or "no other argument"
+        received = f"tower={self.tower.name!r}, whose `call` takes {names}"
+        if len(args) > 1:
+            raise TypeError(
+                "`inputs` must be the only positional argument. Fix: pass "
+                "each other argument by the name that it has in the `call` "
+                f"of the tower. Received: {len(args)} positional arguments "
+                f"for {received}"
+            )
+        if of_tower.takes("mask") or _is_empty(kwargs.get("mask")):
+            return
+        # Keras itself passes the mask that is attached to the inputs, also in
+        # a functional model, where an old Keras has lost the attached one.
+        inputs = args[0] if args else kwargs.get("inputs")
+        if not self._has_recorded_mask and _is_empty(masks_of(inputs)):
+            raise TypeError(
+                "`mask` must be an argument of the tower's `call`, or it "
+                "would have no effect. Fix: pass it by the name that it has "
+                f"there. Received: mask for {received}"
+            )
+
+    def _check_rows(self, arguments: dict[str, Any]) -> int | None:
+        """Returns the number of rows, None if unknown; refuses bad ones."""
         known = {}
-        for name, x in _named("inputs", inputs):
+        tensors = [
+            (argument, name, x)
+            for argument, nest in arguments.items()
+            if argument == "inputs" or has_tensors(nest)
+            for name, x in _named(argument, nest)
+        ]
+        for argument, name, x in tensors:
             received = f"Received: {name} of shape {tuple(x.shape)}"
             is_symbolic = keras.backend.is_keras_tensor(x)
             if is_symbolic:
@@ -190,23 +247,28 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
                 dense = backend.is_dense(x)
             if not dense:
                 raise TypeError(
-                    "`inputs` must be dense tensors, which can be split by "
-                    "rows. Make ragged or sparse ones dense before, with "
+                    f"`{argument}` must be dense tensors, which can be split "
+                    "by rows. Make ragged or sparse ones dense before, with "
                     "padding and a mask, or inside the tower. "
                     f"Received: {name}, which is sparse or ragged"
                 )
             if len(x.shape) == 0:
                 raise ValueError(
-                    f"`inputs` must have one entry per row. {received}"
+                    f"`{argument}` must have one entry per row. {received}"
                 )
             if isinstance(x.shape[0], int):
                 known[name] = x.shape[0]
         if len(set(known.values())) > 1:
             raise ValueError(
-                "`inputs` must have the same number of rows. Received: "
+                "`inputs` and the tensors among the keyword arguments must "
+                "have the same number of rows. Received: "
                 + ", ".join(f"{k}: {v} rows" for k, v in known.items())
             )
         return next(iter(known.values()), None)
+
+
+def _is_empty(masks: Any) -> bool:
+    return all(x is None for x in tree.flatten(masks))
 
 
 def _named(name: str, nest: Any) -> Iterator[tuple[str, Tensor]]:
