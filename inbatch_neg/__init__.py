@@ -13,7 +13,7 @@ from inbatch_neg.layers.streaming_sampling_probability import (
 from inbatch_neg.losses import InBatchNegativeLoss
 from inbatch_neg.metrics import InBatchMeanReciprocalRank, InBatchTopKAccuracy
 
-__version__ = "0.2.0"
+__version__ = "0.2.1"
 
 __all__ = [
     "ChunkedTower",
