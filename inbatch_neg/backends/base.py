@@ -305,6 +305,10 @@ class Backend:
         """Returns how global tensors are sharded, or None if they are not."""
         return None
 
+    def device_count(self) -> int:
+        """Returns how many devices must divide the rows given to a model."""
+        return 1
+
     def replica_count(self) -> int:
         """Returns how many replicas share a global batch.
 

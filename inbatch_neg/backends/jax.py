@@ -71,6 +71,13 @@ class JaxBackend(Backend):
         mesh, axes = keras_internals.mesh_of_rows(distribution, rows)
         return _MeshSharding(mesh, axes)
 
+    def device_count(self) -> int:
+        """Returns the devices of Keras' distribution, 1 if none is set."""
+        distribution = keras.distribution.distribution()
+        return (
+            1 if distribution is None else distribution.device_mesh.devices.size
+        )
+
     def refuses_export(self) -> bool:
         """True in every export.
 

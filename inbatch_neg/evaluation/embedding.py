@@ -32,11 +32,15 @@ def embed(
         verbose: Whether the model shows its progress.
         several: Whether there may be several vectors per row, (rows, P, D).
     """
+    feed = None
     if model is None:
         vectors = _vectors(name, model_name, features)
     else:
-        feed = inputs.feed(name, model, features)
-        size = None if feed.is_dataset else batch_size
+        devices = backend.device_count()
+        feed = inputs.feed(name, model, features, devices)
+        size = None
+        if not feed.is_dataset:
+            size = -(-batch_size // devices) * devices
         with backend.keep_weights(model):
             vectors = model.predict(
                 feed.features, batch_size=size, verbose=verbose
@@ -47,6 +51,8 @@ def embed(
             f"{type(vectors).__name__}"
         )
     vectors = _host(vectors)
+    if feed is not None:
+        vectors = inputs.without_padding(vectors, feed.padded)
     is_fitting = vectors.ndim == 2 or (several and vectors.ndim == 3)
     if not is_fitting or 0 in vectors.shape or vectors.dtype.kind in "OUSb":
         form = "(rows, dimensions)"

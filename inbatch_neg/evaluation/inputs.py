@@ -13,7 +13,12 @@ import keras
 import numpy as np
 
 from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.data.structures import as_nest, is_list_of_columns, map_leaves
+from inbatch_neg.data.structures import (
+    as_nest,
+    is_list_of_columns,
+    leaves,
+    map_leaves,
+)
 from inbatch_neg.evaluation.ids import Array
 
 
@@ -23,13 +28,16 @@ class Feed(NamedTuple):
     Attributes:
         features: What the model takes: arrays, or a dataset of batches.
         is_dataset: Whether the features are batched already.
+        padded: The numbers of rows and of copies behind them, one after the
+            other; of all batches that have been read.
     """
 
     features: Any
     is_dataset: bool
+    padded: list[tuple[int, int]]
 
 
-def feed(name: str, model: keras.Model, features: Any) -> Feed:
+def feed(name: str, model: keras.Model, features: Any, devices: int) -> Feed:
     """Returns the inputs that the model names, in a form for `predict`.
 
     Args:
@@ -37,21 +45,65 @@ def feed(name: str, model: keras.Model, features: Any) -> Feed:
         model: Functional and Sequential models name their inputs; a
             subclassed model gets all columns.
         features: Array, structure of arrays, frame, or dataset of batches.
+        devices: A number that must divide the rows of every batch. Copies of
+            the last row fill it up.
     """
     inputs = _inputs_of(model)
+    padded: list[tuple[int, int]] = []
 
     def select(nest: Any) -> Any:
         return _select(name, inputs, nest)
 
     if not is_dataset(features):
         nest = as_nest(_as_array(features))
-        return Feed(map_leaves(_leaf, select(nest), name=name), False)
-    if hasattr(features, "element_spec"):
+        nest = map_leaves(_leaf, select(nest), name=name)
+        _refuse_empty(name, nest)
+        return Feed(_padded(nest, devices, padded), False, padded)
+    if hasattr(features, "element_spec") and devices == 1:
         check = _checked_spec(name, inputs)
         keras.tree.map_structure(check, select(_x(features.element_spec)))
         # In a tuple, since Keras takes a tuple for (x, y, sample_weight).
-        return Feed(features.map(lambda *batch: (select(_x(batch)),)), True)
-    return Feed(_generate(name, inputs, features, select), True)
+        features = features.map(lambda *batch: (select(_x(batch)),))
+        return Feed(features, True, padded)
+
+    def padded_batch(batch: Any) -> Any:
+        return _padded(batch, devices, padded)
+
+    features = _generate(name, inputs, features, select, padded_batch)
+    return Feed(features, True, padded)
+
+
+def _refuse_empty(name: str, nest: Any) -> None:
+    if any(tuple(leaf.shape)[:1] == (0,) for leaf in leaves(nest)):
+        raise ValueError(
+            f"`{name}` must have at least one row. Received: no rows"
+        )
+
+
+def _padded(nest: Any, devices: int, padded: list[tuple[int, int]]) -> Any:
+    """Returns the nest with rows that the devices divide, and notes it."""
+    if devices == 1:
+        return nest
+    sizes = {leaf.shape[0] if leaf.shape else 0 for leaf in leaves(nest)}
+    if len(sizes) != 1 or 0 in sizes:
+        return nest  # Keras refuses it
+    (rows,) = sizes
+    copies = -rows % devices
+    padded.append((rows, copies))
+
+    def pad(leaf: Any, name: str) -> Array:
+        array = column_array(name, leaf)
+        return np.concatenate([array, np.repeat(array[-1:], copies, axis=0)])
+
+    return map_leaves(pad, nest)
+
+
+def without_padding(vectors: Array, padded: list[tuple[int, int]]) -> Array:
+    """Returns the vectors of the rows, without those of their copies."""
+    if not any(copies for _, copies in padded):
+        return vectors
+    kept = [np.arange(sum(sizes)) < sizes[0] for sizes in padded]
+    return vectors[np.concatenate(kept)]
 
 
 def is_dataset(features: Any) -> bool:
@@ -203,7 +255,11 @@ def _check_rank(name: str, inputs: Any, rank: int, shape: tuple) -> None:
 
 
 def _generate(
-    name: str, inputs: Any, dataset: Any, select: Callable[[Any], Any]
+    name: str,
+    inputs: Any,
+    dataset: Any,
+    select: Callable[[Any], Any],
+    padded: Callable[[Any], Any],
 ) -> Iterator[tuple[Any]]:
     """Returns an iterator over batches, and reads the first one.
 
@@ -218,7 +274,7 @@ def _generate(
             _check_rank(name, inputs, array.ndim, array.shape)
             return _leaf(array, name)
 
-        return (map_leaves(leaf, nest, name=name),)
+        return (padded(map_leaves(leaf, nest, name=name)),)
 
     if isinstance(dataset, keras.utils.PyDataset):
         batches = (dataset[i] for i in range(dataset.num_batches))
