@@ -15,11 +15,11 @@ from inbatch_neg.data.stream import Stream
 def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
     """Returns the stream of a `PyDataset`, read by its own workers.
 
-    A shuffled epoch also reads the batches in random order.
+    A shuffled epoch also reads the batches in random order. The dataset hears
+    of the begin and the end of every epoch, but not of the counting.
     """
 
-    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
-        del number
+    def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         batches = _num_batches(dataset)
         indices: Iterable[int]
         if batches is None:
@@ -28,9 +28,14 @@ def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
             indices = range(batches)
         else:
             indices = rng.permutation(batches).tolist()
+        if number is None:
+            yield from _read(dataset, indices)
+            return
         dataset.on_epoch_begin()
-        yield from _read(dataset, indices)
-        dataset.on_epoch_end()
+        try:
+            yield from _read(dataset, indices)
+        finally:  # also where `fit` stops early
+            dataset.on_epoch_end()
 
     return Stream(open_epoch, options, endless=_num_batches(dataset) is None)
 
@@ -102,7 +107,7 @@ def from_iterable(data: Any, options: Options) -> Stream:
         options: The `Options`.
     """
 
-    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
+    def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number, rng
         return iter(data() if callable(data) else data)
 
@@ -115,7 +120,7 @@ def from_iterable(data: Any, options: Options) -> Stream:
 def from_iterator(data: Iterator[Any], options: Options) -> Stream:
     """Returns the stream of an iterator, which can be read once."""
 
-    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
+    def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del rng
         if number:
             raise ValueError(

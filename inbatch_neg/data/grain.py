@@ -41,7 +41,7 @@ def from_iter_dataset(
 def as_stream(dataset: Any, options: Options, rows: int | None) -> Stream:
     """Returns the stream of a dataset of full batches."""
 
-    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
+    def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number, rng
         return iter(dataset)
 

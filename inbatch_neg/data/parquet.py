@@ -110,7 +110,7 @@ def from_dataset(dataset: pyarrow.dataset.Dataset, options: Options) -> Stream:
     rows = dataset.count_rows()
     options.check_rows(rows)
 
-    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
+    def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number
         source = dataset if rng is None else _mixed(dataset, rng)
         return source.to_batches(

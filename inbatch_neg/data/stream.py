@@ -4,6 +4,7 @@ A chunk is a nest of arrays that holds some rows. A source yields chunks of any
 size, and `Stream` yields batches.
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -26,8 +27,9 @@ class Stream:
     """Full batches of a source, which is opened anew for every epoch.
 
     Args:
-        open_epoch: Takes the number of the epoch, and a NumPy generator if
-            the data is shuffled, else None. Returns an iterator over chunks.
+        open_epoch: Takes the number of the epoch, or None to count the rows,
+            and a NumPy generator if the data is shuffled, else None. Returns
+            an iterator over chunks.
         options: The `Options`.
         rows: The number of rows, if it is known.
         endless: Whether the source never ends.
@@ -36,7 +38,7 @@ class Stream:
 
     def __init__(
         self,
-        open_epoch: Callable[[int, Any], Iterator[Any]],
+        open_epoch: Callable[[int | None, Any], Iterator[Any]],
         options: Options,
         rows: int | None = None,
         endless: bool = False,
@@ -58,6 +60,8 @@ class Stream:
 
     def epoch(self, number: int) -> Iterator[Any]:
         """Yields the full batches of an epoch.
+
+        They share no memory with the source, which may use its arrays again.
 
         Raises:
             ValueError: at the end, if there was no batch.
@@ -103,7 +107,7 @@ class Stream:
 
     def _count(self) -> int:
         start, warned, rows = time.monotonic(), False, 0
-        for chunk in self._chunks(0, None):
+        for chunk in self._chunks(None, None):
             rows += _rows_of(chunk)
             if not warned and time.monotonic() - start > _SECONDS_UNTIL_LOG:
                 warned = True
@@ -116,7 +120,7 @@ class Stream:
                 )
         return rows
 
-    def _chunks(self, number: int, rng: Any) -> Iterator[Any]:
+    def _chunks(self, number: int | None, rng: Any) -> Iterator[Any]:
         first = None
         for chunk in self._open_epoch(number, rng):
             chunk = as_chunk(chunk, self.options.columns)
@@ -125,6 +129,25 @@ class Stream:
             else:
                 _require_same_form(first, chunk)
             yield chunk
+
+
+def read_to_end(batches: Iterator[Any], known: int) -> Iterator[Any]:
+    """Yields the batches; lets the source end before it yields the last one.
+
+    `fit` stops at the number of batches it knows, and what a source does after
+    its last batch would not be done.
+
+    Args:
+        batches: Iterator over the batches.
+        known: The number of batches, 1 if it is unknown. From this one on, a
+            batch is yielded after the next one has been read.
+    """
+    yield from itertools.islice(batches, known - 1)
+    following = list(itertools.islice(batches, 1))
+    while following:
+        batch = following.pop()
+        following += itertools.islice(batches, 1)
+        yield batch
 
 
 def as_chunk(chunk: Any, names: tuple[str, ...] | None) -> Any:
@@ -194,7 +217,7 @@ def _regrouped(
         start = 0
         if waiting:
             start = min(batch_size - waiting, rows)
-            pending.append(_part(chunk, 0, start))
+            pending.append(_copied(chunk, 0, start))
             waiting += start
             if waiting < batch_size:
                 continue
@@ -202,10 +225,9 @@ def _regrouped(
             pending, waiting = [], 0
         end = rows - (rows - start) % batch_size
         for place in range(start, end, batch_size):
-            yield _part(chunk, place, place + batch_size), batch_size
+            yield _copied(chunk, place, place + batch_size), batch_size
         if end < rows:
-            # A copy, so that the rest of the chunk can be freed.
-            pending = [_joined([_part(chunk, end, rows)])]
+            pending = [_copied(chunk, end, rows)]
             waiting = rows - end
     if waiting:
         yield _joined(pending), waiting
@@ -222,7 +244,7 @@ def _shuffled(chunks: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
     pool: Any = None
     for chunk in chunks:
         if pool is None:
-            filling.append(chunk)
+            filling.append(_copied(chunk, 0, _rows_of(chunk)))
             held += _rows_of(chunk)
             if held < SHUFFLE_BUFFER:
                 continue
@@ -253,6 +275,13 @@ def _exchanged(pool: Any, places: np.ndarray, part: Any) -> Any:
 
 def _part(chunk: Any, start: int, end: int) -> Any:
     return structures.map_leaves(lambda leaf, name: leaf[start:end], chunk)
+
+
+def _copied(chunk: Any, start: int, end: int) -> Any:
+    """Returns a part that the source does not change, nor keeps in memory."""
+    return structures.map_leaves(
+        lambda leaf, name: leaf[start:end].copy(), chunk
+    )
 
 
 def _joined(chunks: list[Any]) -> Any:

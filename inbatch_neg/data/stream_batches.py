@@ -1,19 +1,24 @@
 """A stream as a `PyDataset`, for `fit` on JAX and PyTorch."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 from inbatch_neg.data.one_reader import OneReader
-from inbatch_neg.data.stream import Stream
+from inbatch_neg.data.stream import Stream, read_to_end
+
+# On a GPU, Keras reads one batch ahead.
+_MOST_LOOKED_AT = 2
 
 
 class StreamBatches(OneReader):
     """The batches of a `Stream` in order, whatever index is requested.
 
     An index tells only whether a pass over the data goes on. Keras begins a new
-    pass in every epoch, and also after a pass that it has left early: to build
-    a model, for `steps`, or after an interrupt. Within `steps_per_epoch`, a
-    pass goes on in the next epoch.
+    pass in every epoch, and also after a pass that it has left early: for
+    `steps`, or after an interrupt. Within `steps_per_epoch`, a pass goes on in
+    the next epoch. If Keras has only looked at the first batches, to build a
+    model, they come again.
 
     Args:
         stream: The `Stream`. If its length is unknown, it is read once to
@@ -26,6 +31,7 @@ class StreamBatches(OneReader):
         self._epoch = 0
         self._iterator: Iterator[Any] | None = None
         self._served: set[int] = set()  # the indices of this pass
+        self._looked_at: list[Any] | None = []  # the batches of this pass
         self._epoch_begins = False
         self._size_was_read = False
 
@@ -47,10 +53,15 @@ class StreamBatches(OneReader):
         self._epoch_begins = self._size_was_read = False
         batch = next(self._iterator, None)  # type: ignore[arg-type]
         if batch is None:
+            self._looked_at = None
             self._begin()
             batch = next(self._iterator)  # type: ignore[arg-type]
         if not self._stream.endless:
             self._served.add(index)
+        if self._looked_at is not None:
+            self._looked_at.append(batch)
+            if len(self._looked_at) > _MOST_LOOKED_AT:
+                self._looked_at = None
         return batch
 
     def __iter__(self) -> Iterator[Any]:
@@ -61,6 +72,14 @@ class StreamBatches(OneReader):
     def on_epoch_begin(self) -> None:
         """Called by Keras; the next index shows whether a pass goes on."""
         self._epoch_begins = True
+
+    def on_epoch_end(self) -> None:
+        """Called by Keras, also after a look at the data.
+
+        Then it has read the number of batches before.
+        """
+        if not self._size_was_read:
+            self._looked_at = None
 
     def _begins_a_pass(self, index: int) -> bool:
         """Returns whether this is the first index of a pass.
@@ -73,9 +92,15 @@ class StreamBatches(OneReader):
         return self._epoch_begins and (index == 0 or self._size_was_read)
 
     def _begin(self) -> None:
-        self._iterator = None  # frees its buffer
-        self._iterator = self._stream.epoch(self._epoch)
-        self._epoch += 1
+        known = None if self._stream.endless else self._stream.count()
+        if self._iterator and self._looked_at and len(self._served) != known:
+            self._iterator = itertools.chain(self._looked_at, self._iterator)
+        else:
+            self._iterator = None  # frees its buffer, and ends the source
+            epoch = self._stream.epoch(self._epoch)
+            self._iterator = read_to_end(epoch, known) if known else epoch
+            self._epoch += 1
+        self._looked_at = []
         self._served = set()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from inbatch_neg.data import arrays, columns, structures
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
-from inbatch_neg.data.stream import Stream
+from inbatch_neg.data.stream import Stream, read_to_end
 
 _logger = logging.getLogger("inbatch_neg")
 
@@ -75,7 +75,7 @@ def _marked(batch: Any, mask: tf.Tensor) -> Any:
 def from_stream(stream: Stream) -> tf.data.Dataset:
     """Returns a dataset whose elements declare their number of rows.
 
-    Reads the first batch at once, to learn its structure.
+    Reads two batches at once: one to learn its structure, and one ahead.
 
     Raises:
         ValueError: if there are fewer rows than a batch.
@@ -83,15 +83,19 @@ def from_stream(stream: Stream) -> tf.data.Dataset:
     number_of_batches = stream.num_batches()
     if stream.options.pad and not (stream.endless or stream.once):
         number_of_batches = stream.count()  # see _count_for_keras
-    opened = stream.epoch(0)
+    opened = read_to_end(stream.epoch(0), 1)
     first = next(opened)
+    # Some data can be read only once, so the first epoch continues here.
+    waiting = [itertools.chain([first], opened)]
     epochs = itertools.count()
 
     def batches() -> Iterator[Any]:
         number = next(epochs)
-        # Some data can be read only once, so the first epoch continues here.
-        epoch = stream.epoch(number)
-        for batch in epoch if number else itertools.chain([first], opened):
+        if number:
+            epoch = read_to_end(stream.epoch(number), 1)
+        else:
+            epoch = waiting.pop()
+        for batch in epoch:
             yield tuple(structures.leaves(batch))
 
     dataset = tf.data.Dataset.from_generator(

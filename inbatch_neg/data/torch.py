@@ -14,7 +14,7 @@ from inbatch_neg.backends import backend
 from inbatch_neg.data import columns, structures
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
-from inbatch_neg.data.stream import Stream
+from inbatch_neg.data.stream import Stream, read_to_end
 from inbatch_neg.data.training_backend import uses_torch
 
 
@@ -53,8 +53,9 @@ def from_loader(
 
     The result is a copy if the batches must change: for `columns`, for
     `remainder="pad"`, and on backends other than PyTorch, where Keras takes
-    only tuples from a loader. The copy of a loader of an iterable dataset also
-    raises a `ValueError` at the end of an iteration without a batch.
+    only tuples from a loader. It is a copy, too, if the dataset is iterable, or
+    if a sampler or the loader is of a class of the user's: each iteration reads
+    them to their end, and raises a `ValueError` if there was no batch.
 
     Raises:
         ValueError: if its batches have another size, or the last is partial.
@@ -64,15 +65,22 @@ def from_loader(
     if not iterable:
         options.check_rows(_length(loader.sampler, "The sampler of `data`"))
     changed = not uses_torch() or options.pad or options.columns
-    if not changed and not iterable:
+    parts = (loader, loader.sampler, loader.batch_sampler)
+    read_on = iterable or any(map(_is_of_the_user, parts))
+    if not changed and not read_on:
         return loader
     loader = copy.copy(loader)
     loader._iterator = None  # belongs to the persistent workers
     if changed:
         loader.collate_fn = _Collate(loader.collate_fn, options)
-    if iterable:
-        _refuse_empty(loader, options)
+    if read_on:
+        _read_to_end(loader, options)
     return loader
+
+
+def _is_of_the_user(part: Any) -> bool:
+    package = type(part).__module__.split(".")[0]
+    return package not in ("torch", "torchdata")
 
 
 def _length(data: Any, what: str) -> int:
@@ -86,14 +94,23 @@ def _length(data: Any, what: str) -> int:
         ) from None
 
 
-def _refuse_empty(loader: torch_data.DataLoader, options: Options) -> None:
-    """Makes an iteration of the loader fail at its end if it has no batch."""
+def _read_to_end(loader: torch_data.DataLoader, options: Options) -> None:
+    """Makes an iteration of the loader read its source to the end.
+
+    It fails there if it has no batch.
+    """
     kind = type(loader)
 
     class FullBatches(kind):  # type: ignore[misc, valid-type]
         def __iter__(self) -> Any:
+            batches = iter(super().__iter__())
+            if hasattr(self.dataset, "__len__"):  # where Keras stops at `len`
+                batches = read_to_end(batches, max(len(self), 1))
+            return self._checked(batches)
+
+        def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
             empty = True
-            for batch in super().__iter__():
+            for batch in batches:
                 empty = False
                 yield batch
             if empty:
@@ -146,7 +163,7 @@ def _check_loader(loader: torch_data.DataLoader, options: Options) -> None:
 def as_stream(loader: torch_data.DataLoader, options: Options) -> Stream:
     """Returns the stream of a loader whose batches already are full."""
 
-    def open_epoch(number: int, rng: Any) -> Iterator[Any]:
+    def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number, rng
         return _opened(loader)
 
