@@ -41,6 +41,21 @@ class Chunks:
         self.size = chunk_size
         self.tensor_weights = tensor_weights
 
+    def read_weights(self) -> Values:
+        """Returns the trainable variables that are read in each chunk.
+
+        XLA compiles the body of a loop twice if a result of it has a size that
+        was unknown while tracing, and TensorFlow crashes in the second time if
+        a function in this body, such as the loop of a recurrent layer, takes a
+        `tf.Variable`. So the tower gets tensors.
+        """
+        tensors = {id(v) for v in self.tensor_weights}
+        return [
+            (v, tf.convert_to_tensor(v.value))
+            for v in self.call.trainable
+            if id(v) not in tensors
+        ]
+
     def chunk_gradients(
         self,
         values: Values,
@@ -65,7 +80,7 @@ class Chunks:
         sources = [*sources, *(rows[place] for place in floats)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(sources)
-            outputs, _ = self.call(values, rows)
+            outputs, _ = self.call([*values, *self.read_weights()], rows)
         pairs = [
             (output, gradient)
             for output, gradient in zip(outputs, upstream)
@@ -197,7 +212,8 @@ class GraphChunks(Chunks):
     def _run_one(
         self, weights: list[Tensor], state: list[Tensor], rows: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        outputs, new = self.call(self._values(weights, state), rows)
+        values = [*self._values(weights, state), *self.read_weights()]
+        outputs, new = self.call(values, rows)
         return outputs, [new.get(id(v), x) for v, x in zip(self._state, state)]
 
     def _values(self, weights: list[Tensor], state: list[Tensor]) -> Values:
