@@ -54,10 +54,12 @@ def run_in_chunks(
         for number in range(full):
             outputs, values = function(values, [x[number] for x in chunks])
             results.append(outputs)
+            call.refuse_other_sizes(results[0], outputs)
         outputs = [jnp.stack(column) for column in zip(*results)]
     ends: list[Tensor] = [None] * len(outputs)
     if rest:
         ends, values = function(values, last)
+        call.refuse_other_sizes([x[0] for x in outputs], ends)
     outputs = [devices.join(*pair) for pair in zip(outputs, ends)]
     return outputs, list(zip(state, values))
 

@@ -89,6 +89,7 @@ class EagerChunks(Chunks):
             )
             new.update(assigned)
             results.append(outputs)
+            self.call.refuse_other_sizes(results[0], outputs)
         self._read_state()
         self.new_state = [(v, new[id(v)]) for v in self.call.assigned]
         return [tf.concat(column, axis=0) for column in zip(*results)]

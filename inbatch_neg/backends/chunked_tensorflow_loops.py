@@ -12,6 +12,10 @@ from inbatch_neg.backends.chunked_tensorflow_gradients import (
     GradientLayout,
     joined,
 )
+from inbatch_neg.backends.chunked_tensorflow_sizes import (
+    UnknownSizes,
+    dense_rows,
+)
 from inbatch_neg.backends.tower_call import TowerCall, Values
 from inbatch_neg.backends.types import Tensor
 
@@ -109,20 +113,27 @@ class GraphChunks(Chunks):
         forward = self._traced_run(weights, rows)
 
         def step(number: Tensor, carry: list[Tensor]) -> tuple[list, list]:
+            sizes, *carry = carry
             outputs, new = forward(
                 list(weights), self._with(carry), self._chunk(rows, number)
             )
-            return [*outputs, *carry], self._assigned(new)
+            outputs, sizes = unknown.compared(outputs, sizes)
+            return [*outputs, *carry], [sizes, *self._assigned(new)]
 
         first = self._assigned(self._before)
         outputs = list(forward.structured_outputs[0])
-        stacked, carry = self._loop(step, [*outputs, *first], first)
+        unknown = UnknownSizes(self.call, outputs)
+        stacked, (sizes, *carry) = self._loop(
+            step, [*outputs, *first], [unknown.any, *first]
+        )
         self._carries, self._last_carry = stacked[len(outputs) :], carry
         outputs = [self._flat(x) for x in stacked[: len(outputs)]]
         if self._has_last:
             arguments = list(weights), self._with(carry), self._last(rows)
             last = _traced(self._run_one, *arguments)
             ends, new = _in_turn(last, *arguments)
+            self.call.refuse_other_sizes(outputs, ends)
+            ends, _ = unknown.compared(ends, sizes)
             carry = self._assigned(new)
             outputs = [tf.concat(pair, axis=0) for pair in zip(outputs, ends)]
         outputs = [
@@ -168,7 +179,11 @@ class GraphChunks(Chunks):
         stacked, sums = self._loop(
             step, examples, [tf.zeros(x.shape, x.dtype) for x in sums]
         )
-        of_loop = layout.unflatten([self._flat(x) for x in stacked], sums)
+        by_rows = [
+            x if _varies(example) else self._flat(x)
+            for x, example in zip(stacked, examples)
+        ]
+        of_loop = layout.unflatten(by_rows, sums)
         if not self._has_last:
             return of_loop
         last = arguments(self._last_carry, self._last)
@@ -214,6 +229,7 @@ class GraphChunks(Chunks):
     ) -> tuple[list[Tensor], list[Tensor]]:
         values = [*self._values(weights, state), *self.read_weights()]
         outputs, new = self.call(values, rows)
+        outputs = dense_rows(self.call, outputs, rows[0].shape[0])
         return outputs, [new.get(id(v), x) for v, x in zip(self._state, state)]
 
     def _values(self, weights: list[Tensor], state: list[Tensor]) -> Values:
@@ -279,10 +295,16 @@ class GraphChunks(Chunks):
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Returns the stacked results of `step(number, carry)`, and the carry.
 
-        The results have the dtypes and shapes of `examples`.
+        The results have the dtypes and shapes of `examples`. Those with an
+        unknown number of rows, which may vary, are concatenated.
         """
         arrays = [
-            tf.TensorArray(x.dtype, self._full, element_shape=x.shape)
+            tf.TensorArray(
+                x.dtype,
+                self._full,
+                element_shape=x.shape,
+                infer_shape=not _varies(x),
+            )
             for x in examples
         ]
 
@@ -298,9 +320,20 @@ class GraphChunks(Chunks):
                 (start, arrays, list(carry)),
                 parallel_iterations=1,  # only one chunk in memory at a time
             )
-            return [array.stack() for array in stacked], list(end)
+            return [
+                array.concat() if _varies(x) else array.stack()
+                for array, x in zip(stacked, examples)
+            ], list(end)
 
         return _in_turn(loop, tf.constant(0))
+
+
+def _varies(example: Any) -> bool:
+    """Returns whether a result may have another number of rows each time.
+
+    Gradients of embeddings have as many as there are lookups in the chunk.
+    """
+    return bool(example.shape.rank) and example.shape[0] is None
 
 
 def _in_turn(run: Callable[..., Any], *arguments: Any) -> Any:

@@ -84,6 +84,8 @@ class _Chunks:
                 self._buffers = context.keep_changed_buffers()
                 count = rows[0].shape[0]
                 wholes = [x.new_empty(count, *x.shape[1:]) for x in outputs]
+            # Or a dimension of 1 would be broadcast.
+            call.refuse_other_sizes(wholes, outputs)
             for whole, output in zip(wholes, outputs):
                 whole[part] = output
         self.new_state = [(v, new[id(v)]) for v in call.assigned]

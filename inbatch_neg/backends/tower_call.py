@@ -123,6 +123,28 @@ class TowerCall:
         )
         return with_masks(outputs, masks)
 
+    def refuse_other_sizes(
+        self, outputs: Sequence[Tensor], others: Sequence[Tensor]
+    ) -> None:
+        """Refuses outputs of two chunks that differ in more than their rows."""
+        for one, other in zip(outputs, others):
+            pairs = list(zip(one.shape[1:], other.shape[1:]))
+            if len(one.shape) != len(other.shape) or any(
+                isinstance(a, int) and isinstance(b, int) and a != b
+                for a, b in pairs
+            ):
+                shapes = f"shapes {tuple(one.shape)} and {tuple(other.shape)}"
+                raise ValueError(self.other_sizes(shapes))
+
+    def other_sizes(self, received: str) -> str:
+        """Returns the message about outputs whose sizes vary by chunk."""
+        return (
+            "`tower` must return outputs of one size in all chunks, but for "
+            "their rows. Fix: pad them to one length in the tower, or pool "
+            f"them to one vector a row. Received: tower={self.tower.name!r}, "
+            f"which returned {received}"
+        )
+
     def _refuse_losses(self, losses: list[Tensor]) -> None:
         if losses:
             raise ValueError(
