@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import keras
 import numpy as np
 
+from inbatch_neg.types import Tensor
+
 if TYPE_CHECKING:
     from inbatch_neg.backends import Tensor
 

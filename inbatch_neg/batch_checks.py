@@ -8,8 +8,9 @@ where that is cheap.
 import keras
 
 from inbatch_neg.arguments import rank, to_tensor
-from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends import backend
 from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.types import Tensor
 
 
 def to_tensors(batch: Batch) -> Batch:

@@ -2,11 +2,12 @@
 
 import keras
 
-from inbatch_neg.backends import Tensor, backend
+from inbatch_neg import keras_private
 from inbatch_neg.softmax.scoring import (
     at_least_float32,
     cross_entropy_with_first,
 )
+from inbatch_neg.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
@@ -80,7 +81,7 @@ class InBatchNegativeLoss(keras.losses.Loss):
             return y_pred
         if len(shape) == 2 and shape[1] != 1:
             return cross_entropy_with_first(y_pred)
-        with backend.restore_model_state():
+        with keras_private.restore_model_state():
             raise ValueError(
                 "`y_pred` must be the output of `InBatchNegativeSoftmax`: "
                 "losses of shape (rows,), or logits of shape (rows, 1 + "

@@ -5,9 +5,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments
-from inbatch_neg.backends import Tensor, backend
+from inbatch_neg import arguments, keras_private
+from inbatch_neg.backends import backend
 from inbatch_neg.softmax.scoring import at_least_float32
+from inbatch_neg.types import Tensor
 
 
 class _InBatchMetric(keras.metrics.Mean):
@@ -29,7 +30,7 @@ class _InBatchMetric(keras.metrics.Mean):
         y_pred = ops.convert_to_tensor(y_pred)
         shape = tuple(y_pred.shape)
         if len(shape) != 2 or shape[1] == 1:
-            with backend.restore_model_state():
+            with keras_private.restore_model_state():
                 raise ValueError(
                     "`y_pred` must be logits (rows, 1 + negatives) with the "
                     "positive in column 0: construct the layer with "

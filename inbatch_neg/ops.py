@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from keras import ops
 
-from inbatch_neg import arguments, batch_checks
-from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.softmax import exact
+from inbatch_neg import arguments, batch_checks, keras_private
+from inbatch_neg.softmax import loss
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.half import product_dtype
 from inbatch_neg.softmax.rotation import rotated_scores
 from inbatch_neg.softmax.scoring import compute_dtype
+from inbatch_neg.types import Tensor
 
 
 def in_batch_softmax_loss(
@@ -96,7 +96,7 @@ def in_batch_softmax_loss(
         sample_weight=sample_weight,
         query_mask=query_mask,
     )
-    with backend.restore_model_state():
+    with keras_private.restore_model_state():
         batch = batch_checks.to_tensors(batch)
         batch_checks.check_batch(batch)
         temperature = arguments.temperature(temperature)
@@ -104,7 +104,7 @@ def in_batch_softmax_loss(
         dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
     batch = batch.fill_queries().clear_uncounted()
-    return exact.batch_loss(
+    return loss.batch_loss(
         batch,
         temperature,
         with_gradients=True,
@@ -140,7 +140,7 @@ def rotation_logits(
     >>> rotation_logits(np.eye(2), np.eye(2), [1]).shape[1]
     2
     """
-    with backend.restore_model_state():
+    with keras_private.restore_model_state():
         query = arguments.to_tensor("query", query)
         candidate = arguments.to_tensor("candidate", candidate)
         batch_checks.vectors(query, candidate)

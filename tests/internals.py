@@ -4,7 +4,8 @@ What moves there is to be changed here alone.
 """
 
 from inbatch_neg.backends import backend
-from inbatch_neg.softmax import exact
+from inbatch_neg.replicas.current import replicas
+from inbatch_neg.softmax import loss
 
 
 def set_tuning(monkeypatch, **changes):
@@ -38,9 +39,9 @@ def refuse_chunks(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("computed in chunks")
 
-    monkeypatch.setattr(exact, "_over_chunks", fail)
+    monkeypatch.setattr(loss, "_over_chunks", fail)
 
 
 def pretend_replicas(monkeypatch, count):
     """Lets layers believe that there are so many replicas."""
-    monkeypatch.setattr(backend, "replica_count", lambda: count)
+    monkeypatch.setattr(replicas, "count", lambda: count)

@@ -3,8 +3,7 @@
 import keras
 
 from inbatch_neg.backends.base import HALF, Backend
-from inbatch_neg.backends.collectives import Collectives, Sharding
-from inbatch_neg.backends.types import Size, Tensor
+from inbatch_neg.types import Size, Tensor
 
 
 def _chosen() -> Backend:
@@ -33,8 +32,6 @@ backend = _chosen()
 __all__ = [
     "HALF",
     "Backend",
-    "Collectives",
-    "Sharding",
     "Size",
     "Tensor",
     "backend",

@@ -12,9 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from inbatch_neg.backends.collectives import Collectives, Sharding
-from inbatch_neg.backends.tower_call import TowerCall, Values
-from inbatch_neg.backends.types import Size, Tensor
+from inbatch_neg.types import Size, Tensor
 
 HALF = ("float16", "bfloat16")
 
@@ -67,9 +65,11 @@ class Backend:
         name: The name in Keras.
         id_dtypes: The dtypes of ids; the backend can sort all of them.
         cpu_tuning: The sizes that are fast on a CPU.
+        can_export_losses: Whether an export can hold our custom gradients.
     """
 
     name: str
+    can_export_losses: bool = True
     cpu_tuning: Tuning = Tuning()
     id_dtypes: tuple[str, ...] = (
         "int8",
@@ -239,37 +239,17 @@ class Backend:
         """A context in which float32 products are not rounded to fewer bits."""
         return contextlib.nullcontext()
 
-    # A tower in chunks of rows
+    # Sizes and values that are known only at run time
 
-    def is_dense(self, tensor: Tensor) -> bool:
-        """Returns whether a tensor is neither sparse nor ragged."""
-        raise NotImplementedError
-
-    def run_in_chunks(
-        self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], Values]:
-        """Returns the outputs of a tower, computed in chunks of rows.
-
-        Keeps only the activations of one chunk. The gradient runs each chunk
-        again, with the state that the tower had before it.
-
-        Args:
-            call: The call of the tower.
-            chunk_size: Rows of a chunk.
-
-        Returns:
-            The outputs; and the variables that the tower assigns, with their
-            new values, which are not assigned yet.
-        """
-        raise NotImplementedError
-
-    # Sizes that are known only at run time
+    def asserts_rows(self) -> bool:
+        """Returns whether `ensure_rows` acts in a step that is being traced."""
+        return False
 
     def ensure_rows(
         self,
         tensors: Sequence[Tensor],
         rows: int | None,
-        error: Callable[[], Exception],
+        message: str,
         label: str,
     ) -> list[Tensor]:
         """Returns the tensors of a batch; refuses a partial one at run time.
@@ -278,8 +258,7 @@ class Backend:
             tensors: Tensors or None; the first one is checked.
             rows: The number of rows that the first tensor must have, which
                 is static in the result; or None, for 2 or more.
-            error: Makes the exception. In a compiled step, the user may see
-                the backend's own exception, with this message.
+            message: Of the backend's own exception.
             label: A short form of the message that can be the name of an
                 operation.
         """
@@ -289,53 +268,12 @@ class Backend:
         """Returns whether the values of a tensor can be read cheaply."""
         return False
 
+    def has_value(self, tensor: Tensor) -> bool:
+        """Returns whether a tensor has a value: not a tracer, nor deleted."""
+        return True
+
     def ensure_at_most_rows(
         self, tensor: Tensor, rows: int, message: str
     ) -> Tensor:
         """Returns `tensor`; refuses more than `rows` rows at run time."""
         return tensor
-
-    # Replicas
-
-    def collectives(self) -> Collectives | None:
-        """Returns the collectives of the step, or None without replicas."""
-        return None
-
-    def sharding(self, rows: int) -> Sharding | None:
-        """Returns how global tensors are sharded, or None if they are not."""
-        return None
-
-    def device_count(self) -> int:
-        """Returns how many devices must divide the rows given to a model."""
-        return 1
-
-    def replica_count(self) -> int:
-        """Returns how many replicas share a global batch.
-
-        1 if the tensors already are those of the global batch.
-        """
-        collectives = self.collectives()
-        return 1 if collectives is None else collectives.count
-
-    def symbolic_call_sees_means(self) -> bool:
-        """Returns whether a symbolic call may see floats for integers."""
-        return False
-
-    # Exports and the state of the model
-
-    def refuses_export(self) -> bool:
-        """Returns whether an export is running that this backend cannot do."""
-        return False
-
-    def restore_model_state(self) -> contextlib.AbstractContextManager:
-        """A context in which an exception does not lose the model's weights.
-
-        Every public layer, loss, metric and function raises inside it.
-        """
-        return contextlib.nullcontext()
-
-    def keep_weights(
-        self, model: keras.Model
-    ) -> contextlib.AbstractContextManager:
-        """A context in which `model.predict` can fail and keep the weights."""
-        return contextlib.nullcontext()

@@ -1,22 +1,19 @@
-"""TensorFlow: strings, unknown sizes, graphs, distribution strategies."""
+"""TensorFlow: strings, unknown sizes, graphs."""
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from inbatch_neg.backends import chunked_tensorflow, keras_internals
 from inbatch_neg.backends.base import Backend
-from inbatch_neg.backends.collectives import Collectives
-from inbatch_neg.backends.tower_call import TowerCall, Values
-from inbatch_neg.backends.types import Size, Tensor
+from inbatch_neg.types import Size, Tensor
 
 
 class TensorFlowBackend(Backend):
-    """TensorFlow, eager, in `tf.function`, and under `tf.distribute`."""
+    """TensorFlow, eager and in `tf.function`."""
 
     name = "tensorflow"
     id_dtypes = (*Backend.id_dtypes, "uint64", "string")
@@ -86,16 +83,6 @@ class TensorFlowBackend(Backend):
             [tf.identity(tensor) for tensor in tensors if tensor is not None]
         )
 
-    def is_dense(self, tensor: Tensor) -> bool:
-        """Refuses `RaggedTensor` and `SparseTensor`."""
-        return chunked_tensorflow.is_dense(tensor)
-
-    def run_in_chunks(
-        self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], Values]:
-        """Two loops in a `tf.custom_gradient`."""
-        return chunked_tensorflow.run_in_chunks(call, chunk_size)
-
     @contextlib.contextmanager
     def full_precision_matmul(self) -> Iterator[None]:
         """Turns TensorFloat-32 off."""
@@ -107,11 +94,15 @@ class TensorFlowBackend(Backend):
         finally:
             switch.enable_tensor_float_32_execution(before)
 
+    def asserts_rows(self) -> bool:
+        """True in a `tf.function`."""
+        return not tf.executing_eagerly()
+
     def ensure_rows(
         self,
         tensors: Sequence[Tensor],
         rows: int | None,
-        error: Callable[[], Exception],
+        message: str,
         label: str,
     ) -> list[Tensor]:
         """Asserts a number of rows that is unknown while tracing.
@@ -120,14 +111,7 @@ class TensorFlowBackend(Backend):
         tensor could fail first. XLA removes assertions, but it reports a
         failing `ensure_shape` with its name, `label`.
         """
-        first, message = tensors[0], str(error())
-        # Also for a known size, so that the error of a later batch of another
-        # size is translated: the step that is running keeps its own error. The
-        # error of an assertion contains the message, here its beginning.
-        if not tf.executing_eagerly():
-            keras_internals.translate_step_error(
-                (message.split(" or ")[0], label), error
-            )
+        first = tensors[0]
         if first.shape[0] is not None:
             return list(tensors)
         actual = tf.shape(first)[0]
@@ -135,7 +119,7 @@ class TensorFlowBackend(Backend):
             check = tf.debugging.assert_greater(actual, 1, message=message)
         else:
             check = tf.debugging.assert_equal(actual, rows, message=message)
-        checked = _after(check, tensors)
+        checked = after_check(check, tensors)
         if rows is not None:
             shape = [rows, *first.shape[1:]]
             checked[0] = tf.ensure_shape(checked[0], shape, name=label)
@@ -150,30 +134,7 @@ class TensorFlowBackend(Backend):
         check = tf.debugging.assert_less_equal(
             tf.shape(tensor)[0], rows, message=message
         )
-        return _after(check, [tensor])[0]
-
-    def collectives(self) -> Collectives | None:
-        """Returns those of a `tf.distribute` strategy with replicas."""
-        # None outside of `strategy.run`.
-        context = tf.distribute.get_replica_context()
-        if context is not None and context.num_replicas_in_sync > 1:
-            return _StrategyCollectives(context)
-        return None
-
-    def replica_count(self) -> int:
-        """Also counts the replicas of a strategy in symbolic calls."""
-        if keras_internals.in_symbolic_call():
-            return _strategy_count()
-        return super().replica_count()
-
-    def symbolic_call_sees_means(self) -> bool:
-        """True under a strategy with several replicas.
-
-        `fit` of Keras 3.15 then builds a model with the mean of the replicas'
-        first batches, so ids become floats. The real inputs are checked when
-        the first step is traced.
-        """
-        return _strategy_count() > 1
+        return after_check(check, [tensor])[0]
 
 
 @functools.cache
@@ -182,56 +143,10 @@ def _has_gpu() -> bool:
     return not kinds.isdisjoint({"GPU", "TPU"})
 
 
-def _after(check: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+def after_check(check: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Returns the tensors, available after the assertion `check`."""
     with tf.control_dependencies([] if check is None else [check]):
         return [
             None if tensor is None else tf.identity(tensor)
             for tensor in tensors
         ]
-
-
-def _strategy_count() -> int:
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-class _StrategyCollectives(Collectives):
-    """`tf.distribute`, inside of `strategy.run`."""
-
-    def __init__(self, context: tf.distribute.ReplicaContext) -> None:
-        self.context = context
-        self.count = context.num_replicas_in_sync
-        self.index = context.replica_id_in_sync_group
-
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """Gathers; strings as hashes, since no strategy sends strings."""
-        if tensor.dtype == tf.string:
-            tensor = tf.strings.to_hash_bucket_fast(tensor, 2**63 - 1)
-        elif tensor.dtype.is_integer and tensor.dtype != tf.int32:
-            tensor = tf.cast(tensor, tf.int64)
-        rows = tensor.shape[0]
-        gathered = self.context.all_gather(tensor, axis=0)
-        if rows is not None:
-            rows *= self.count
-        return tf.ensure_shape(gathered, [rows, *tensor.shape[1:]])
-
-    def check_same_shapes(
-        self,
-        tensors: Mapping[str, Tensor],
-        error: Callable[[str], Exception],
-    ) -> dict[str, Tensor]:
-        """Compares the numbers of rows at run time.
-
-        Nothing else can differ, since all replicas run one traced function.
-        """
-        sizes = tf.concat(
-            [tf.shape(x)[:1] for x in tensors.values() if x is not None],
-            axis=0,
-        )
-        gathered = self.context.all_gather(sizes[None], axis=0)
-        check = tf.debugging.Assert(
-            tf.reduce_all(gathered == sizes),
-            [str(error("rows of all tensors by replica:")), gathered],
-            summarize=-1,
-        )
-        return dict(zip(tensors, _after(check, list(tensors.values()))))

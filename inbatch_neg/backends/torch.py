@@ -1,4 +1,4 @@
-"""PyTorch: matrix products, ties, in-place updates, processes."""
+"""PyTorch: matrix products, ties, in-place updates."""
 
 import contextlib
 import functools
@@ -6,18 +6,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 from keras import ops
-from torch import distributed
 
-from inbatch_neg.backends import chunked_torch
 from inbatch_neg.backends.base import Backend, Tuning
-from inbatch_neg.backends.collectives import Collectives
-from inbatch_neg.backends.collectives_torch import ProcessGroupCollectives
-from inbatch_neg.backends.tower_call import TowerCall, Values
-from inbatch_neg.backends.types import Size, Tensor
+from inbatch_neg.types import Size, Tensor
 
 
 class TorchBackend(Backend):
-    """PyTorch, eager or compiled, and in a default process group."""
+    """PyTorch, eager or compiled."""
 
     name = "torch"
     # PyTorch runs each operation from Python, so the matrix is kept up to a
@@ -127,16 +122,6 @@ class TorchBackend(Backend):
         best, indices = order.values[:, :k], order.indices[:, :k]
         return best, ops.cast(indices, "int32")
 
-    def is_dense(self, tensor: Tensor) -> bool:
-        """Refuses sparse and nested layouts."""
-        return chunked_torch.is_dense(tensor)
-
-    def run_in_chunks(
-        self, call: TowerCall, chunk_size: int
-    ) -> tuple[list[Tensor], Values]:
-        """Uses a custom autograd function."""
-        return chunked_torch.run_in_chunks(call, chunk_size)
-
     def maximum(self, one: Tensor, other: Tensor) -> Tensor:
         """Keeps float64, which Keras would turn into float32."""
         return torch.maximum(one, other)
@@ -151,13 +136,6 @@ class TorchBackend(Backend):
                 yield
         finally:
             torch.set_float32_matmul_precision(before)
-
-    def collectives(self) -> Collectives | None:
-        """Returns those of the default process group, if it is set up."""
-        if distributed.is_available() and distributed.is_initialized():
-            if distributed.get_world_size() > 1:
-                return ProcessGroupCollectives()
-        return None
 
 
 def _sums_in_float16() -> bool:

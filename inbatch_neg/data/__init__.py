@@ -1,5 +1,5 @@
 """`full_batches`: data of any kind in batches that are all full."""
 
-from inbatch_neg.data.kinds import full_batches
+from inbatch_neg.data.full_batches import full_batches
 
 __all__ = ["full_batches"]

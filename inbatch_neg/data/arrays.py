@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from inbatch_neg.data import columns, structures
+from inbatch_neg.data import columns, nests
 from inbatch_neg.data.one_reader import OneReader
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.padding import padded
@@ -24,25 +24,23 @@ class Rows:
     """
 
     def __init__(self, data: Any, names: tuple[str, ...] | None) -> None:
-        nest = structures.select(structures.as_nest(data), names)
-        self.arrays = structures.map_leaves(columns.as_array, nest)
-        if not structures.leaves(self.arrays):
+        nest = nests.select(nests.as_nest(data), names)
+        self.arrays = nests.map_leaves(columns.as_array, nest)
+        if not nests.leaves(self.arrays):
             raise ValueError(
                 f"`data` must have columns. Received: data={data!r}"
             )
-        self.rows = structures.number_of_rows(
-            self.arrays, "The arrays in `data`"
-        )
+        self.rows = nests.number_of_rows(self.arrays, "The arrays in `data`")
 
     def take(self, places: np.ndarray) -> Any:
         """Returns the nest of the rows with these indices."""
-        return structures.map_leaves(
+        return nests.map_leaves(
             lambda array, name: np.take(array, places, axis=0), self.arrays
         )
 
     def between(self, start: int, end: int) -> Any:
         """Returns the nest of the rows from `start` to before `end`."""
-        return structures.map_leaves(
+        return nests.map_leaves(
             lambda array, name: array[start:end], self.arrays
         )
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from inbatch_neg.data.structures import is_instance
+from inbatch_neg.data.nests import is_instance
 from inbatch_neg.data.training_backend import uses_tensorflow
 
 _KINDS = (

@@ -7,7 +7,7 @@ import grain
 import numpy as np
 from grain import experimental
 
-from inbatch_neg.data import structures
+from inbatch_neg.data import nests
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import padded
 from inbatch_neg.data.stream import Stream
@@ -52,7 +52,7 @@ def as_stream(dataset: Any, options: Options, rows: int | None) -> Stream:
 
 
 def _hint(row: Any) -> str:
-    leaves = structures.leaves(structures.as_nest(row))
+    leaves = nests.leaves(nests.as_nest(row))
     return batch_hint([getattr(leaf, "shape", ()) for leaf in leaves])
 
 
@@ -74,11 +74,9 @@ class _Finish(grain.transforms.Map):
         self._options = options
 
     def map(self, element: Any) -> Any:
-        batch = structures.select(
-            structures.as_nest(element), self._options.columns
-        )
+        batch = nests.select(nests.as_nest(element), self._options.columns)
         if self._options.pad:
-            rows = len(structures.leaves(batch)[0])
+            rows = len(nests.leaves(batch)[0])
             return padded(batch, rows, self._options.batch_size)
         return batch
 
@@ -143,7 +141,7 @@ class _FullBatches(grain.DatasetIterator):
         except StopIteration:
             self._end(0)
             raise
-        rows = len(structures.leaves(batch)[0])
+        rows = len(nests.leaves(batch)[0])
         if rows < self._options.batch_size:
             self._end(rows)
             raise StopIteration

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from inbatch_neg import arguments
-from inbatch_neg.backends import backend
+from inbatch_neg import arguments, keras_private
 
 # Rows in the shuffle buffer of data that is read in order.
 SHUFFLE_BUFFER = 2**17
@@ -72,7 +71,7 @@ class Options(NamedTuple):
 
     def refuse_too_few(self, received: str) -> NoReturn:
         """Raises the error for too few rows, also while a model reads them."""
-        with backend.restore_model_state():
+        with keras_private.restore_model_state():
             raise ValueError(f"{self._too_few()} Received: {received}")
 
     def _too_few(self) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from inbatch_neg.data.structures import leaves, map_leaves
+from inbatch_neg.data.nests import leaves, map_leaves
 
 MASK = "candidate_mask"
 

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow.dataset
 
 from inbatch_neg.data import columns
+from inbatch_neg.data.nests import refuse_duplicates
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
-from inbatch_neg.data.structures import refuse_duplicates
 
 # Rows that are read at a time. Together with the short read-ahead, this limits
 # the memory.

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from inbatch_neg.backends import backend
-from inbatch_neg.data import columns, structures
+from inbatch_neg import keras_private
+from inbatch_neg.data import columns, nests
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options
 from inbatch_neg.data.padding import padded
 
@@ -66,7 +66,7 @@ class Stream:
         Raises:
             ValueError: at the end, if there was no batch.
         """
-        with backend.restore_model_state():
+        with keras_private.restore_model_state():
             yield from self._batches(number)
 
     def _batches(self, number: int) -> Iterator[Any]:
@@ -160,9 +160,9 @@ def as_chunk(chunk: Any, names: tuple[str, ...] | None) -> Any:
     Raises:
         ValueError: if its arrays differ in length.
     """
-    nest = structures.select(structures.as_nest(chunk), names)
-    structures.map_leaves(_refuse_row, nest)
-    nest = structures.map_leaves(columns.as_array, nest)
+    nest = nests.select(nests.as_nest(chunk), names)
+    nests.map_leaves(_refuse_row, nest)
+    nest = nests.map_leaves(columns.as_array, nest)
     _rows_of(nest)
     return nest
 
@@ -178,15 +178,15 @@ def _refuse_row(leaf: Any, name: str) -> None:
 
 
 def _rows_of(chunk: Any) -> int:
-    return structures.number_of_rows(chunk, "The arrays of a batch of `data`")
+    return nests.number_of_rows(chunk, "The arrays of a batch of `data`")
 
 
 def _require_same_form(first: Any, chunk: Any) -> None:
     """Refuses a batch that cannot be concatenated with the first one."""
-    if structures.form(first) != structures.form(chunk):
+    if nests.form(first) != nests.form(chunk):
         raise ValueError(
             "All batches of `data` must have the same columns. Received: "
-            f"{structures.form(first)} and {structures.form(chunk)}"
+            f"{nests.form(first)} and {nests.form(chunk)}"
         )
 
     def compare(one: np.ndarray, other: np.ndarray, name: str) -> None:
@@ -203,7 +203,7 @@ def _require_same_form(first: Any, chunk: Any) -> None:
                 "values turn integers into floats.)"
             )
 
-    structures.map_leaves(compare, first, chunk)
+    nests.map_leaves(compare, first, chunk)
 
 
 def _regrouped(
@@ -259,7 +259,7 @@ def _shuffled(chunks: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
         pool = _joined(filling)
     if pool is not None:
         places = rng.permutation(_rows_of(pool))
-        yield structures.map_leaves(lambda leaf, name: leaf[places], pool)
+        yield nests.map_leaves(lambda leaf, name: leaf[places], pool)
 
 
 def _exchanged(pool: Any, places: np.ndarray, part: Any) -> Any:
@@ -270,21 +270,19 @@ def _exchanged(pool: Any, places: np.ndarray, part: Any) -> Any:
         kept[places] = new
         return taken
 
-    return structures.map_leaves(exchange, pool, part)
+    return nests.map_leaves(exchange, pool, part)
 
 
 def _part(chunk: Any, start: int, end: int) -> Any:
-    return structures.map_leaves(lambda leaf, name: leaf[start:end], chunk)
+    return nests.map_leaves(lambda leaf, name: leaf[start:end], chunk)
 
 
 def _copied(chunk: Any, start: int, end: int) -> Any:
     """Returns a part that the source does not change, nor keeps in memory."""
-    return structures.map_leaves(
-        lambda leaf, name: leaf[start:end].copy(), chunk
-    )
+    return nests.map_leaves(lambda leaf, name: leaf[start:end].copy(), chunk)
 
 
 def _joined(chunks: list[Any]) -> Any:
-    return structures.map_leaves(
+    return nests.map_leaves(
         lambda *leaves_and_name: np.concatenate(leaves_and_name[:-1]), *chunks
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from inbatch_neg.data import arrays, columns, structures
+from inbatch_neg.data import arrays, columns, nests
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream, read_to_end
@@ -18,7 +18,7 @@ _logger = logging.getLogger("inbatch_neg")
 
 def from_rows(rows: arrays.Rows, options: Options) -> tf.data.Dataset:
     """Returns a dataset of rows in memory, gathered a batch at a time."""
-    tensors = structures.map_leaves(
+    tensors = nests.map_leaves(
         lambda array, name: tf.convert_to_tensor(array), rows.arrays
     )
     size, batches = options.batch_size, options.num_batches(rows.rows)
@@ -33,7 +33,7 @@ def from_rows(rows: arrays.Rows, options: Options) -> tf.data.Dataset:
             places = in_order
             if options.pad:
                 places = tf.minimum(places, rows.rows - 1)
-        result = structures.map_leaves(
+        result = nests.map_leaves(
             lambda tensor, name: tf.gather(tensor, places), tensors
         )
         return _marked(result, in_order < rows.rows) if options.pad else result
@@ -96,17 +96,17 @@ def from_stream(stream: Stream) -> tf.data.Dataset:
         else:
             epoch = waiting.pop()
         for batch in epoch:
-            yield tuple(structures.leaves(batch))
+            yield tuple(nests.leaves(batch))
 
     dataset = tf.data.Dataset.from_generator(
         batches,
         output_signature=tuple(
             tf.TensorSpec(leaf.shape, _dtype(leaf))
-            for leaf in structures.leaves(first)
+            for leaf in nests.leaves(first)
         ),
     )
     # The structure is restored here, since a generator cannot yield None.
-    dataset = dataset.map(lambda *leaves: structures.fill(first, leaves))
+    dataset = dataset.map(lambda *leaves: nests.fill(first, leaves))
     if number_of_batches is not None:
         dataset = dataset.apply(
             tf.data.experimental.assert_cardinality(number_of_batches)
@@ -135,9 +135,7 @@ def from_dataset(
     if options.columns is not None:
         as_element = _as_element(dataset.element_spec)
         dataset = dataset.map(
-            lambda *values: structures.select(
-                as_element(values), options.columns
-            )
+            lambda *values: nests.select(as_element(values), options.columns)
         )
     _check_elements(dataset.element_spec, batched)
     rows = dataset.unbatch() if batched else dataset
@@ -184,7 +182,7 @@ def _check_elements(spec: Any, batched: bool) -> None:
         if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
             columns.refuse_type(name, f"elements of type {type(leaf).__name__}")
 
-    structures.map_leaves(check, spec)
+    nests.map_leaves(check, spec)
     if batched:
         return
     shapes = _shapes(spec)
@@ -207,7 +205,7 @@ def _check_elements(spec: Any, batched: bool) -> None:
 
 def _tensors(spec: Any) -> list[tf.TensorSpec]:
     """Returns the specs of tensors, which have a shape."""
-    leaves = structures.leaves(spec)
+    leaves = nests.leaves(spec)
     return [leaf for leaf in leaves if isinstance(leaf, tf.TensorSpec)]
 
 
@@ -235,9 +233,9 @@ def _count_for_keras(
 def _padding(batch_size: int, as_element: Callable[[tuple], Any]) -> Any:
     def pad(*values: Any) -> Any:
         element = as_element(values)
-        rows = tf.shape(structures.leaves(element)[0])[0]
+        rows = tf.shape(nests.leaves(element)[0])[0]
         places = tf.minimum(tf.range(batch_size), rows - 1)
-        element = structures.map_leaves(
+        element = nests.map_leaves(
             lambda leaf, name: tf.gather(leaf, places), element
         )
         return _marked(element, tf.range(batch_size) < rows)
@@ -259,7 +257,7 @@ def _without_remainder(
         return np.bool_(False)
 
     def is_full(number: tf.Tensor, element: Any) -> tf.Tensor:
-        rows = tf.shape(structures.leaves(element)[0])[0]
+        rows = tf.shape(nests.leaves(element)[0])[0]
         return tf.cond(
             rows == options.batch_size,
             lambda: True,
@@ -270,7 +268,7 @@ def _without_remainder(
 
     def declare(number: tf.Tensor, element: Any) -> Any:
         del number
-        return structures.map_leaves(
+        return nests.map_leaves(
             lambda leaf, name: tf.ensure_shape(
                 leaf, [options.batch_size, *leaf.shape[1:]]
             ),

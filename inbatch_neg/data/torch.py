@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils import data as torch_data
 
-from inbatch_neg.backends import backend
-from inbatch_neg.data import columns, structures
+from inbatch_neg import keras_private
+from inbatch_neg.data import columns, nests
 from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream, read_to_end
@@ -199,7 +199,7 @@ def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
 
 
 def _hint(row: Any) -> str:
-    leaves = structures.leaves(structures.as_nest(row))
+    leaves = nests.leaves(nests.as_nest(row))
     return batch_hint([getattr(leaf, "shape", ()) for leaf in leaves])
 
 
@@ -214,13 +214,13 @@ class _Collate:
         self._options = options
 
     def __call__(self, rows: Any) -> tuple:
-        with backend.restore_model_state():
+        with keras_private.restore_model_state():
             return self._batch(rows)
 
     def _batch(self, rows: Any) -> tuple:
-        batch = structures.as_nest(_with_tuples(self._collate(rows)))
-        batch = structures.select(batch, self._options.columns)
-        structures.map_leaves(_refuse_strings, batch)
+        batch = nests.as_nest(_with_tuples(self._collate(rows)))
+        batch = nests.select(batch, self._options.columns)
+        nests.map_leaves(_refuse_strings, batch)
         if self._options.pad:
             return _padded(batch, self._options.batch_size)
         return batch if isinstance(batch, tuple) else (batch,)
@@ -243,9 +243,9 @@ def _refuse_strings(leaf: Any, name: str) -> None:
 
 
 def _padded(batch: Any, batch_size: int) -> tuple:
-    rows = len(structures.leaves(batch)[0])
+    rows = len(nests.leaves(batch)[0])
     places = torch.arange(batch_size).clamp(max=rows - 1)
-    batch = structures.map_leaves(lambda leaf, name: leaf[places], batch)
+    batch = nests.map_leaves(lambda leaf, name: leaf[places], batch)
     mask = torch.arange(batch_size) < rows
     return marked(batch, mask, mask.float(), torch)
 

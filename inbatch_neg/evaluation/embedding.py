@@ -5,11 +5,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbatch_neg import arguments
-from inbatch_neg.backends import backend
-from inbatch_neg.data.structures import as_nest
+from inbatch_neg import arguments, keras_private
+from inbatch_neg.data.nests import as_nest
 from inbatch_neg.evaluation import inputs
 from inbatch_neg.evaluation.ids import Array
+from inbatch_neg.replicas.current import replicas
 
 
 def embed(
@@ -36,12 +36,12 @@ def embed(
     if model is None:
         vectors = _vectors(name, model_name, features)
     else:
-        devices = backend.device_count()
+        devices = replicas.devices()
         feed = inputs.feed(name, model, features, devices)
         size = None
         if not feed.is_dataset:
             size = -(-batch_size // devices) * devices
-        with backend.keep_weights(model):
+        with keras_private.keep_weights(model):
             vectors = model.predict(
                 feed.features, batch_size=size, verbose=verbose
             )

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from inbatch_neg.backends import Tensor, backend
-from inbatch_neg.data.structures import (
+from inbatch_neg.backends import backend
+from inbatch_neg.data.nests import (
     as_nest,
     is_list_of_columns,
     leaves,
     map_leaves,
 )
 from inbatch_neg.evaluation.ids import Array
+from inbatch_neg.types import Tensor
 
 
 class Feed(NamedTuple):

@@ -7,8 +7,9 @@ the largest of the P products. NaN scores stay NaN.
 import numpy as np
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends import backend
 from inbatch_neg.evaluation.ids import Array
+from inbatch_neg.types import Tensor
 
 
 def table(query: Tensor, candidate: Tensor) -> Tensor:

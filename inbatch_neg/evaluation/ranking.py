@@ -22,9 +22,10 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends import backend
 from inbatch_neg.evaluation import products
 from inbatch_neg.evaluation.ids import Array
+from inbatch_neg.types import Tensor
 
 # Queries and candidates of a chunk, whose scores, 4 MB, stay in the cache.
 _QUERIES = 256

@@ -7,8 +7,7 @@ batch. `BatchSize` holds that number and checks every batch against it.
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from inbatch_neg import arguments
-from inbatch_neg.backends import keras_internals
+from inbatch_neg import arguments, keras_private
 
 ANY = "any"
 
@@ -16,7 +15,7 @@ ANY = "any"
 Shape: TypeAlias = Sequence[int | None]
 
 
-class PartialBatchError(keras_internals.UnchangedMessage, ValueError):
+class PartialBatchError(keras_private.UnchangedMessage, ValueError):
     """A batch has a different number of rows from the other batches.
 
     Raised by `InBatchNegativeSoftmax`. Batch the data with

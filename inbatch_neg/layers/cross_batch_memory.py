@@ -6,11 +6,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, batch_checks
-from inbatch_neg.backends import Tensor, backend, keras_internals
-from inbatch_neg.layers import replicas
+from inbatch_neg import arguments, batch_checks, keras_private
+from inbatch_neg.backends import backend
+from inbatch_neg.layers import global_batch
+from inbatch_neg.replicas.current import replicas
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.scoring import constant
+from inbatch_neg.types import Tensor
 
 Shape = Sequence[int | None]
 
@@ -92,7 +94,7 @@ class CrossBatchMemory(keras.layers.Layer):
     ) -> None:
         """Creates the slots, all of them empty."""
         if len(candidate_shape) != 2 or candidate_shape[1] is None:
-            with backend.restore_model_state():
+            with keras_private.restore_model_state():
                 raise ValueError(
                     "`candidate` must have shape (rows, dimensions), with "
                     "known dimensions. Received: "
@@ -165,14 +167,14 @@ class CrossBatchMemory(keras.layers.Layer):
             candidate_ids=candidate_ids,
             candidate_sampling_probability=candidate_sampling_probability,
         )
-        with backend.restore_model_state():
-            if keras_internals.in_symbolic_call():
-                if not backend.symbolic_call_sees_means():
+        with keras_private.restore_model_state():
+            if keras_private.in_symbolic_call():
+                if not replicas.symbolic_call_sees_means():
                     self._check(batch)
                 return self._zeros_of_output_shapes(batch)
             batch = batch_checks.to_tensors(batch)
             if training:
-                batch = replicas.check_same_shapes(batch)
+                batch = global_batch.check_same_shapes(batch)
             self._check(batch)
             batch = batch._replace(candidate=self._fitting(batch.candidate))
             return self._with_memory(batch, training)
@@ -187,7 +189,7 @@ class CrossBatchMemory(keras.layers.Layer):
             if name == "candidate_ids":
                 tensor = backend.hash_strings(tensor)
             own[name] = ops.cast(tensor, stored.dtype)
-            shard = replicas.local_shard(ops.stop_gradient(stored))
+            shard = global_batch.local_shard(ops.stop_gradient(stored))
             result[name] = ops.concatenate([own[name], shard])
         slots = ops.arange(self.capacity, dtype="int32")
         used = ops.logical_and(
@@ -196,11 +198,11 @@ class CrossBatchMemory(keras.layers.Layer):
         )
         mask = ops.ones((batch.candidates,), "bool")
         result["candidate_mask"] = ops.concatenate(
-            [mask, replicas.local_shard(used)]
+            [mask, global_batch.local_shard(used)]
         )
         if training:
             with backend.after(batch):
-                self._store(replicas.gather(own))
+                self._store(global_batch.gather(own))
         return result
 
     def _store(self, batch: dict[str, Tensor]) -> None:
@@ -251,7 +253,7 @@ class CrossBatchMemory(keras.layers.Layer):
 
     def _share(self) -> int:
         """Returns how many stored rows each replica appends."""
-        count = backend.replica_count()
+        count = replicas.count()
         if self.capacity % count:
             raise ValueError(
                 "`capacity` must be a multiple of the number of replicas, "

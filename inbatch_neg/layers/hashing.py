@@ -11,7 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends import backend
+from inbatch_neg.types import Tensor
 
 _HALF = 2**16  # values of half a word
 

@@ -6,15 +6,17 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, batch_checks
-from inbatch_neg.backends import Size, Tensor, backend, keras_internals
-from inbatch_neg.layers import replicas
+from inbatch_neg import arguments, batch_checks, keras_private
+from inbatch_neg.backends import backend
+from inbatch_neg.layers import global_batch
 from inbatch_neg.layers.batch_size import EXPORT_TOWER, BatchSize
 from inbatch_neg.layers.negative_sampling import NegativeSampling
 from inbatch_neg.layers.temperature import Temperature, from_config
-from inbatch_neg.softmax import exact
+from inbatch_neg.replicas.current import replicas
+from inbatch_neg.softmax import loss
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.half import product_dtype
+from inbatch_neg.types import Size, Tensor
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
@@ -136,7 +138,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         self.seed = seed
         if self._negatives.is_random:
             self.seed_generator = keras.random.SeedGenerator(seed)
-        keras_internals.set_built(self, InBatchNegativeSoftmax)
+        keras_private.set_built(self, InBatchNegativeSoftmax)
 
     @property
     def compute_dtype(self) -> str:
@@ -243,8 +245,8 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             sample_weight,
             query_mask,
         )
-        with backend.restore_model_state():
-            if keras_internals.in_symbolic_call():
+        with keras_private.restore_model_state():
+            if keras_private.in_symbolic_call():
                 return self._zeros_of_output_shape(batch)
             batch = self._checked(batch, training)
             # Its values stay those of half precision in the cast.
@@ -260,25 +262,29 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
     def _checked(self, batch: Batch, training: bool | None) -> Batch:
         """Returns the batch as tensors; refuses a partial or invalid one."""
-        if backend.refuses_export():
+        if not backend.can_export_losses and keras_private.in_export():
             raise ValueError(
                 f"`{self.name}` cannot be exported on the backend "
                 f"{backend.name}. Fix: {EXPORT_TOWER}"
             )
         batch = batch_checks.to_tensors(batch)
         if self.cross_replica:
-            batch = replicas.check_same_shapes(batch)
+            batch = global_batch.check_same_shapes(batch)
         self._check(batch)
         self._batch_size.check(self.name, tuple(batch.query.shape), training)
-        batch = Batch(
-            *backend.ensure_rows(
-                batch,
-                self._batch_size.rows,
-                lambda: self._batch_size.error(self.name),
-                self._batch_size.label,
+        name, label = self.name, self._batch_size.label
+        message = str(self._batch_size.error(name))
+        if backend.asserts_rows():
+            # Also for a known size, so that the error of a later batch of
+            # another size is translated: the step that is running keeps its
+            # own error. That of an assertion begins with the message.
+            keras_private.translate_step_error(
+                (message.split(" or ")[0], label),
+                lambda: self._batch_size.error(name),
             )
+        return Batch(
+            *backend.ensure_rows(batch, self._batch_size.rows, message, label)
         )
-        return batch
 
     def _one_direction(
         self, batch: Batch, training: bool | None, product_dtype: str | None
@@ -292,7 +298,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
         def maths(batch: Batch, in_batch: Size, uniform: Tensor) -> Tensor:
             if self.num_negatives is None and not self.return_logits:
-                return exact.batch_loss(
+                return loss.batch_loss(
                     batch, self.temperature, bool(training), product_dtype
                 )
             compute = self._negatives.losses
@@ -301,7 +307,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             return compute(batch, in_batch, uniform, self.temperature)
 
         if self.cross_replica:
-            return replicas.run(maths, batch, uniform)
+            return global_batch.run(maths, batch, uniform)
         return maths(batch, batch.rows, uniform)
 
     def _check(self, batch: Batch) -> None:
@@ -317,7 +323,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
     @property
     def _replicas(self) -> int:
         """How many replicas' candidates a row is scored against."""
-        return backend.replica_count() if self.cross_replica else 1
+        return replicas.count() if self.cross_replica else 1
 
     def _output_shape(self, rows: Size, candidates: Size) -> tuple[Size, ...]:
         if not self.return_logits:
@@ -326,7 +332,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
     def _zeros_of_output_shape(self, batch: Batch) -> Tensor:
         """Returns zeros, while Keras only needs the shape of the output."""
-        if not backend.symbolic_call_sees_means():
+        if not replicas.symbolic_call_sees_means():
             self._check(batch)
         shape = self._output_shape(batch.rows, batch.candidates)
         return ops.zeros(shape, self.compute_dtype)

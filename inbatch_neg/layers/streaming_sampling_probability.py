@@ -6,10 +6,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, batch_checks
-from inbatch_neg.backends import Size, Tensor, backend, keras_internals
-from inbatch_neg.layers import hashing, replicas
+from inbatch_neg import arguments, batch_checks, keras_private
+from inbatch_neg.backends import backend
+from inbatch_neg.layers import global_batch, hashing
+from inbatch_neg.replicas.current import replicas
 from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.types import Size, Tensor
 
 # Keeps log1p finite for a learning rate of 1; the weight of the past is then 0.
 _BELOW_ONE = 1.0 - 1e-16
@@ -103,7 +105,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
                 f"learning_rate={learning_rate!r}"
             )
         self._create_buckets()
-        keras_internals.set_built(self, StreamingSamplingProbability)
+        keras_private.set_built(self, StreamingSamplingProbability)
 
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: the buckets do not depend on the input."""
@@ -151,13 +153,13 @@ class StreamingSamplingProbability(keras.layers.Layer):
             was never seen gets 1 / (rows so far + 1), as if it came once, in
             the next row. So before any training all ids get 1.
         """
-        with backend.restore_model_state():
+        with keras_private.restore_model_state():
             self._check(candidate_ids)
-            if keras_internals.in_symbolic_call():
+            if keras_private.in_symbolic_call():
                 return ops.zeros(ops.shape(candidate_ids), "float32")
             ids = arguments.to_tensor("candidate_ids", candidate_ids)
             if training:
-                same = replicas.check_same_shapes(Batch(candidate_ids=ids))
+                same = global_batch.check_same_shapes(Batch(candidate_ids=ids))
                 ids = same.candidate_ids
             batch_checks.ids("candidate_ids", ids, None, "candidate")
             return self._estimate(ids, training)
@@ -169,8 +171,8 @@ class StreamingSamplingProbability(keras.layers.Layer):
                 "`candidate_ids` must be passed: there is nothing else to "
                 "count. Received: candidate_ids=None"
             )
-        if keras_internals.in_symbolic_call():
-            if not backend.symbolic_call_sees_means():
+        if keras_private.in_symbolic_call():
+            if not replicas.symbolic_call_sees_means():
                 batch_checks.ids(
                     "candidate_ids", candidate_ids, None, "candidate"
                 )
@@ -182,7 +184,9 @@ class StreamingSamplingProbability(keras.layers.Layer):
             first = ops.arange(self.num_hashes, dtype="int32")
             places = places + first[:, None] * self.num_buckets
         if training:
-            by_row = replicas.gather({"candidate_ids": ops.transpose(places)})
+            by_row = global_batch.gather(
+                {"candidate_ids": ops.transpose(places)}
+            )
             by_row = by_row["candidate_ids"]
             with backend.after([ids]):
                 self._learn(ops.reshape(by_row, (-1,)), ops.shape(by_row)[0])

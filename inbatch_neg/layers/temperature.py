@@ -6,8 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments
-from inbatch_neg.backends import Tensor, keras_internals
+from inbatch_neg import arguments, keras_private
+from inbatch_neg.types import Tensor
 
 LEARNED = "learned"
 
@@ -75,7 +75,7 @@ class Temperature:
                 "`temperature=keras.Variable(0.2, trainable=False)`, then set "
                 f"it between steps. Received: temperature={value!r}"
             )
-        if keras_internals.is_taken_out(self.variable):
+        if keras_private.is_taken_out(self.variable):
             raise RuntimeError(
                 "`temperature` cannot be set here: on this backend Keras has "
                 "taken the weights out of the model for the epoch. Fix: set it "
@@ -108,7 +108,7 @@ def from_config(config: Any) -> Any:
     options = dict(config)
     # Versions before 0.2.1 did not save it.
     identity = options.pop("shared_object_id", None)
-    return keras_internals.shared_object(
+    return keras_private.shared_object(
         identity, lambda: keras.Variable(**options)
     )
 

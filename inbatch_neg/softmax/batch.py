@@ -5,8 +5,8 @@ from typing import NamedTuple
 from keras import ops
 from keras.backend import standardize_dtype
 
-from inbatch_neg.backends import Size, Tensor
-from inbatch_neg.softmax import vectors
+from inbatch_neg.softmax import several_vectors
+from inbatch_neg.types import Size, Tensor
 
 # These have one entry per candidate; the other fields have one per row.
 CANDIDATE_FIELDS = (
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
         """Returns the batch with `query_mask` applied; P = 1 as (B, D)."""
         query = self.query
         if self.query_mask is not None:
-            query = vectors.fill(query, self.query_mask)
+            query = several_vectors.fill(query, self.query_mask)
         if len(query.shape) == 3 and query.shape[1] == 1:
             query = query[:, 0]
         return self._replace(query=query, query_mask=None)

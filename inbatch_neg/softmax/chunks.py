@@ -6,9 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg.backends import Size, Tensor, backend
-from inbatch_neg.softmax import vectors
+from inbatch_neg.backends import backend
+from inbatch_neg.softmax import several_vectors
 from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
+from inbatch_neg.types import Size, Tensor
 
 
 class RowChunks:
@@ -105,12 +106,12 @@ class Chunks(RowChunks):
         self._scale = None
         if scoring.half is not None:
             query, candidate, self._scale = scoring.half
-        self._queries = vectors.split(query)
-        self._candidates = vectors.split(candidate)
+        self._queries = several_vectors.split(query)
+        self._candidates = several_vectors.split(candidate)
         self._scoring = scoring
         if max_rows is None:
             max_rows = _rows_of_fast_chunk(
-                candidate, vectors.count(query, candidate)
+                candidate, several_vectors.count(query, candidate)
             )
         super().__init__(ops.shape(query)[0], max_rows)
 
@@ -154,12 +155,14 @@ class Chunks(RowChunks):
     def _best_products(
         self, start: Size, matmul: Callable[[Tensor, Tensor], Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        return vectors.first_best(
+        return several_vectors.first_best(
             matmul(
                 self.of(self._queries[row], start),
                 ops.transpose(self._candidates[column]),
             )
-            for row, column in vectors.pairs(self._queries, self._candidates)
+            for row, column in several_vectors.pairs(
+                self._queries, self._candidates
+            )
         )
 
     def _masked(

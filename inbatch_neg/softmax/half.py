@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from inbatch_neg.backends import HALF, Size, Tensor, backend
-from inbatch_neg.softmax import vectors
+from inbatch_neg.backends import HALF, backend
+from inbatch_neg.softmax import several_vectors
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.chunks import Chunks
 from inbatch_neg.softmax.scoring import HalfVectors, Scoring
+from inbatch_neg.types import Size, Tensor
 
 
 def product_dtype(batch: Batch) -> str | None:
@@ -32,7 +33,7 @@ def product_dtype(batch: Batch) -> str | None:
     if (
         dtype in HALF
         and dtype == keras.backend.standardize_dtype(candidate.dtype)
-        and vectors.count(query, candidate) == 1
+        and several_vectors.count(query, candidate) == 1
         and backend.has_half_products(query)
     ):
         return dtype

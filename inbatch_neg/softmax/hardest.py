@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 
 from keras import ops
 
-from inbatch_neg.backends import Size, Tensor, backend
-from inbatch_neg.softmax import vectors
-from inbatch_neg.softmax.best import Gradients
+from inbatch_neg.backends import backend
+from inbatch_neg.softmax import several_vectors
 from inbatch_neg.softmax.chunks import Chunks
+from inbatch_neg.softmax.gradients import Gradients
 from inbatch_neg.softmax.scoring import MASKED, Scoring
+from inbatch_neg.types import Size, Tensor
 
 
 def hardest_scores(
@@ -36,7 +37,7 @@ def hardest_scores(
             upstream = ops.where(
                 scores > 0.5 * MASKED, upstream, ops.zeros_like(upstream)
             )
-            shares = vectors.shares(upstream, better)
+            shares = several_vectors.shares(upstream, better)
             return _sums(query, candidate, shares, places)
 
         return scores, gradient
@@ -53,7 +54,7 @@ def _best(
     """
     chunks = Chunks(query, candidate, scoring)
     shape = (ops.shape(query)[0], count)
-    later = vectors.count(query, candidate) - 1
+    later = several_vectors.count(query, candidate) - 1
 
     def visit(index: Size, tables: list[Tensor]) -> list[Tensor]:
         start = chunks.start(index)

@@ -6,12 +6,12 @@ j is candidate (i + j) mod B), then the extra candidates.
 
 from keras import ops
 
-from inbatch_neg.backends import Size, Tensor
-from inbatch_neg.softmax import vectors
-from inbatch_neg.softmax.best import all_products
+from inbatch_neg.softmax import several_vectors
+from inbatch_neg.softmax.gradients import all_products
 from inbatch_neg.softmax.hardest import hardest_scores
 from inbatch_neg.softmax.rotation import rotated_scores
 from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
+from inbatch_neg.types import Size, Tensor
 
 
 def rotation_logits(
@@ -33,10 +33,12 @@ def rotation_logits(
             rows of the global batch.
     """
     rows = ops.shape(query)[0]
-    scores = vectors.best_of(
+    scores = several_vectors.best_of(
         [
             rotated_scores(one, other, shifts)
-            for one, other in vectors.paired(query, candidate[:in_batch])
+            for one, other in several_vectors.paired(
+                query, candidate[:in_batch]
+            )
         ]
     )
     places = ops.arange(rows, dtype="int32")[:, None] + shifts[None, :]
@@ -73,10 +75,10 @@ def hardest_logits(
 def _own_scores(query: Tensor, candidate: Tensor, scoring: Scoring) -> Tensor:
     """Returns (B, 1) scores of each row's own positive."""
     positive = candidate[: ops.shape(query)[0]]
-    own = vectors.best_of(
+    own = several_vectors.best_of(
         [
             ops.sum(one * other, axis=1, keepdims=True)
-            for one, other in vectors.paired(query, positive)
+            for one, other in several_vectors.paired(query, positive)
         ]
     )
     return own if scoring.own_bias is None else own + scoring.own_bias[:, None]

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from keras import ops
 
-from inbatch_neg.backends import Size, Tensor, backend
+from inbatch_neg.backends import backend
 from inbatch_neg.softmax.chunks import RowChunks
 from inbatch_neg.softmax.scoring import constant
+from inbatch_neg.types import Size, Tensor
 
 # A chunk of rows gathers up to this many floats, and has at least these rows.
 _GATHERED_FLOATS = 2**20

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from inbatch_neg.backends import HALF, Tensor, backend
+from inbatch_neg.backends import HALF, backend
 from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.types import Tensor
 
 # A masked score. Scores have at least 32 bits, so exp(MASKED - m) is exactly 0
 # for every real score m, and MASKED plus a score is finite.

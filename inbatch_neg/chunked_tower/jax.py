@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import keras
 from jax.experimental import sparse
 
-from inbatch_neg.backends import keras_internals
-from inbatch_neg.backends.tower_call import TowerCall, Values
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg import keras_private
+from inbatch_neg.chunked_tower.call import TowerCall, Values
+from inbatch_neg.types import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -109,7 +109,7 @@ class _Devices:
         distribution = keras.distribution.distribution()
         if distribution is None or not isinstance(rows, int):
             return
-        mesh, _ = keras_internals.mesh_of_rows(distribution, rows)
+        mesh, _ = keras_private.mesh_of_rows(distribution, rows)
         axis = distribution.get_data_layout((rows,)).axes[0]
         if axis is not None and rows % mesh.shape[axis] == 0:
             self._count = mesh.shape[axis]

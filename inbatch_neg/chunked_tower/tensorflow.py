@@ -8,10 +8,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from inbatch_neg.backends.chunked_tensorflow_gradients import joined
-from inbatch_neg.backends.chunked_tensorflow_loops import Chunks, GraphChunks
-from inbatch_neg.backends.tower_call import TowerCall, Values
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg.chunked_tower.call import TowerCall, Values
+from inbatch_neg.chunked_tower.tensorflow_gradients import joined
+from inbatch_neg.chunked_tower.tensorflow_loops import Chunks, GraphChunks
+from inbatch_neg.types import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:

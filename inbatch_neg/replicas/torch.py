@@ -1,4 +1,4 @@
-"""Collectives of the default process group of PyTorch."""
+"""Replicas on PyTorch: the processes of the default process group."""
 
 import zlib
 from collections.abc import Callable, Mapping
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import distributed
 
-from inbatch_neg.backends.collectives import Collectives
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg.replicas.base import Collectives, Replicas
+from inbatch_neg.types import Tensor
 
 # What the processes compare of each tensor.
 _COMPARED = (
@@ -19,7 +19,18 @@ _COMPARED = (
 )
 
 
-class ProcessGroupCollectives(Collectives):
+class TorchReplicas(Replicas):
+    """The processes of `torch.distributed`."""
+
+    def collectives(self) -> Collectives | None:
+        """Returns those of the default process group, if it is set up."""
+        if distributed.is_available() and distributed.is_initialized():
+            if distributed.get_world_size() > 1:
+                return _ProcessGroupCollectives()
+        return None
+
+
+class _ProcessGroupCollectives(Collectives):
     """`torch.distributed`, in its default process group."""
 
     def __init__(self) -> None:
@@ -79,7 +90,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Tensor, tensor: Tensor, collectives: ProcessGroupCollectives
+        ctx: Tensor, tensor: Tensor, collectives: _ProcessGroupCollectives
     ) -> Tensor:
         ctx.collectives = collectives
         return collectives.gather_values(tensor)

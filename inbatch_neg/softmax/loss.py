@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 
 from keras import ops
 
-from inbatch_neg.backends import Size, Tensor, backend
-from inbatch_neg.softmax import best, half, vectors
+from inbatch_neg.backends import backend
+from inbatch_neg.softmax import gradients, half, several_vectors
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.chunks import Chunks
 from inbatch_neg.softmax.scoring import (
@@ -33,6 +33,7 @@ from inbatch_neg.softmax.scoring import (
     compute_dtype,
     make_scoring,
 )
+from inbatch_neg.types import Size, Tensor
 
 _EVERYTHING = ("loss", "query", "candidate")
 
@@ -126,7 +127,7 @@ def _is_dense(query: Tensor, candidate: Tensor) -> bool:
     rows, candidates = query.shape[0], candidate.shape[0]
     if rows is None or candidates is None:
         return False
-    if vectors.count(query, candidate) > 1:
+    if several_vectors.count(query, candidate) > 1:
         # The backends' own derivatives split the gradient among equal vectors.
         return False
     return rows * candidates <= backend.tuning(candidate).max_dense_scores
@@ -201,8 +202,8 @@ def _compute(
             and "candidate", for the weighted gradients.
     """
     over_chunks = _over_chunks
-    if vectors.count(query, candidate) > 1:
-        over_chunks = best.over_chunks
+    if several_vectors.count(query, candidate) > 1:
+        over_chunks = gradients.over_chunks
     elif scoring.half is not None:
         over_chunks = half.over_chunks
     results = over_chunks(query, candidate, row_weight, scoring, wanted)

@@ -11,9 +11,11 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from inbatch_neg.backends import Collectives, Sharding, Size, Tensor, backend
 from inbatch_neg.layers.batch_size import PartialBatchError
+from inbatch_neg.replicas.base import Collectives, Sharding
+from inbatch_neg.replicas.current import replicas
 from inbatch_neg.softmax.batch import CANDIDATE_FIELDS, Batch
+from inbatch_neg.types import Size, Tensor
 
 # Takes the batch, the number of in-batch candidates and random numbers.
 Maths = Callable[[Batch, Size, Tensor], Tensor]
@@ -28,7 +30,7 @@ def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         tensors: Tensors with one entry per row of this replica, which
             `check_same_shapes` has accepted.
     """
-    collectives = backend.collectives()
+    collectives = replicas.collectives()
     if collectives is None:
         return tensors
     return {
@@ -46,7 +48,7 @@ def local_shard(tensor: Tensor) -> Tensor:
         tensor: Its first dimension is static and a multiple of the number of
             replicas.
     """
-    collectives = backend.collectives()
+    collectives = replicas.collectives()
     if collectives is None:
         return tensor
     rows = tensor.shape[0] // collectives.count
@@ -62,7 +64,7 @@ def check_same_shapes(batch: Batch) -> Batch:
     Compare shapes before checking them: if one replica raised alone, the rest
     would block in the next collective.
     """
-    collectives = backend.collectives()
+    collectives = replicas.collectives()
     if collectives is None:
         return batch
     return Batch(
@@ -86,10 +88,10 @@ def run(maths: Maths, batch: Batch, uniform: Tensor = None) -> Tensor:
         uniform: Random tensor, or None. All replicas use the first one's.
     """
     rows = ops.shape(batch.query)[0]
-    sharding = backend.sharding(rows)
+    sharding = replicas.sharding(rows)
     if sharding is not None:
         return _run_sharded(maths, batch, uniform, sharding)
-    collectives = backend.collectives()
+    collectives = replicas.collectives()
     if collectives is None:
         return maths(batch, rows, uniform)
     if uniform is not None:

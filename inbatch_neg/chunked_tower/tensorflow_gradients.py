@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg.types import Tensor
 
 
 class GradientLayout:

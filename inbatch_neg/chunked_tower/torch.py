@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 from torch.utils import checkpoint
 from torch.utils.weak import TensorWeakRef
 
-from inbatch_neg.backends import keras_internals
-from inbatch_neg.backends.tower_call import TowerCall, Values
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg import keras_private
+from inbatch_neg.chunked_tower.call import TowerCall, Values
+from inbatch_neg.types import Tensor
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -56,7 +56,7 @@ class _Chunks:
         # Before each chunk.
         self._states: list[dict[int, Tensor]] = []
         self._contexts: list[_Context] = []
-        self._buffers = keras_internals.torch_buffers(call.tower)
+        self._buffers = keras_private.torch_buffers(call.tower)
         # Leaves of the last backward run that are neither weights nor rows.
         self._others: list[TensorWeakRef] = []
         self._is_reentrant = False

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from keras import ops
 
-from inbatch_neg.backends import Tensor, backend
+from inbatch_neg.backends import backend
+from inbatch_neg.types import Tensor
 
 
 def count(query: Tensor, candidate: Tensor) -> int:

@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import keras
 from keras import tree
 
-from inbatch_neg.backends import keras_internals
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg import keras_private
+from inbatch_neg.types import Tensor
 
 # Variables and the values that they have, or get.
 Values: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
@@ -204,7 +204,7 @@ class _Scope(keras.StatelessScope):
         """Returns the value; of other weights, that of the scope around."""
         value = super().get_current_value(variable)
         if value is None:
-            value = keras_internals.value_in_outer_scope(self, variable)
+            value = keras_private.value_in_outer_scope(self, variable)
         return value
 
     def add_update(self, update: tuple[keras.Variable, Tensor]) -> None:
@@ -212,7 +212,7 @@ class _Scope(keras.StatelessScope):
         self.assigned[id(update[0])] = update[0]
 
 
-class _CallContext(keras_internals.NoNameScope, keras.layers.Layer):
+class _CallContext(keras_private.NoNameScope, keras.layers.Layer):
     """An outer layer for each run of a tower, as inside a model.
 
     A layer gets `training` and autocasting from the layer that calls it. In a
@@ -233,7 +233,7 @@ class _CallContext(keras_internals.NoNameScope, keras.layers.Layer):
         return None
 
 
-class _Masks(keras_internals.NoNameScope, keras.layers.Layer):
+class _Masks(keras_private.NoNameScope, keras.layers.Layer):
     """Attaches masks to tensors, or reads them, as every layer does."""
 
     def __init__(self, masks: Any = None) -> None:

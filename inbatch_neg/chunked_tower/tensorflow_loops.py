@@ -8,16 +8,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from inbatch_neg.backends.chunked_tensorflow_gradients import (
+from inbatch_neg.chunked_tower.call import TowerCall, Values
+from inbatch_neg.chunked_tower.tensorflow_gradients import (
     GradientLayout,
     joined,
 )
-from inbatch_neg.backends.chunked_tensorflow_sizes import (
+from inbatch_neg.chunked_tower.tensorflow_sizes import (
     UnknownSizes,
     dense_rows,
 )
-from inbatch_neg.backends.tower_call import TowerCall, Values
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg.types import Tensor
 
 
 class Chunks:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 
 from keras import ops
 
-from inbatch_neg.backends import Size, Tensor, backend
-from inbatch_neg.softmax import vectors
+from inbatch_neg.backends import backend
+from inbatch_neg.softmax import several_vectors
 from inbatch_neg.softmax.chunks import Chunks
 from inbatch_neg.softmax.scoring import Scoring
+from inbatch_neg.types import Size, Tensor
 
 
 class Gradients:
@@ -40,8 +41,8 @@ class Gradients:
         self._chunks = chunks
         self._wanted = wanted
         self._query, self._candidate = query, candidate
-        self._queries = vectors.split(query)
-        self._candidates = vectors.split(candidate)
+        self._queries = several_vectors.split(query)
+        self._candidates = several_vectors.split(candidate)
         self._row_weight = row_weight
 
     def zeros(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -72,7 +73,7 @@ class Gradients:
             weight = chunks.of(self._row_weight, start)[:, None]
         of_chunk: dict[int, Tensor] = {}
         for share, (row, column) in zip(
-            shares, vectors.pairs(d_queries, d_candidates)
+            shares, several_vectors.pairs(d_queries, d_candidates)
         ):
             if "query" in self._wanted:
                 new = backend.matmul_no_grad(share, self._candidates[column])
@@ -100,8 +101,8 @@ class Gradients:
         d_queries, d_candidates = sums
         d_candidates = [ops.transpose(d) for d in d_candidates]
         return (
-            vectors.join(d_queries, self._query),
-            vectors.join(d_candidates, self._candidate),
+            several_vectors.join(d_queries, self._query),
+            several_vectors.join(d_candidates, self._candidate),
         )
 
 
@@ -138,7 +139,7 @@ def over_chunks(
                 probability, chunks.own_places(start), own - 1.0
             )
             results["sums"] = gradients.add(
-                results["sums"], index, vectors.shares(d_scores, better)
+                results["sums"], index, several_vectors.shares(d_scores, better)
             )
         return results
 
@@ -159,7 +160,7 @@ def all_products(query: Tensor, candidate: Tensor) -> Tensor:
 
     Neither this nor the gradient keeps P such tables.
     """
-    if vectors.count(query, candidate) == 1:
+    if several_vectors.count(query, candidate) == 1:
         return backend.matmul(query, ops.transpose(candidate))
 
     def best_products(
@@ -180,7 +181,9 @@ def all_products(query: Tensor, candidate: Tensor) -> Tensor:
                     start, include_positive=True
                 )
                 part = chunks.of(upstream, start)
-                return gradients.add(sums, index, vectors.shares(part, better))
+                return gradients.add(
+                    sums, index, several_vectors.shares(part, better)
+                )
 
             return gradients.joined(
                 ops.fori_loop(0, chunks.count, visit, gradients.zeros())

@@ -10,11 +10,11 @@ from typing import Any
 
 import keras
 
-from inbatch_neg.data import arrays, batches, options, structures
+from inbatch_neg.data import arrays, iterables, nests, options
+from inbatch_neg.data.keras_dataset import StreamBatches
+from inbatch_neg.data.nests import is_instance
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
-from inbatch_neg.data.stream_batches import StreamBatches
-from inbatch_neg.data.structures import is_instance
 from inbatch_neg.data.training_backend import uses_tensorflow
 
 
@@ -110,7 +110,7 @@ def _from_memory(data: Any, chosen: Options) -> Any:
                 "`pandas.DataFrame(data)`. If each is a batch, pass "
                 f"`batched=True`. Received: a list of {len(data)}"
             )
-    if structures.is_list_of_columns(data):
+    if nests.is_list_of_columns(data):
         raise TypeError(
             "`data` is a list of arrays, which could be several inputs, or an "
             "input and its labels. Pass a dict of named inputs, "
@@ -167,7 +167,7 @@ def _from_grain(data: Any, chosen: Options) -> Any:
 
 def _from_batches(data: Any, chosen: Options) -> Any:
     if isinstance(data, keras.utils.PyDataset):
-        return _deliver(batches.from_py_dataset(data, chosen))
+        return _deliver(iterables.from_py_dataset(data, chosen))
     if _is_rows(data):
         raise TypeError(
             "`batched=True` needs `data` that yields batches: a "
@@ -175,11 +175,11 @@ def _from_batches(data: Any, chosen: Options) -> Any:
             f"iterable of batches. Received: data of type {_kind(data)}"
         )
     if isinstance(data, Iterator):
-        stream = batches.from_iterator(data, chosen)
+        stream = iterables.from_iterator(data, chosen)
         if uses_tensorflow():
             return _deliver(stream)
-        return batches.as_generator(stream)
-    return _deliver(batches.from_iterable(data, chosen))
+        return iterables.as_generator(stream)
+    return _deliver(iterables.from_iterable(data, chosen))
 
 
 def _is_rows(data: Any) -> bool:

@@ -1,8 +1,8 @@
-"""How replicas exchange tensors; a backend with replicas implements this."""
+"""How replicas exchange tensors; one file per backend implements this."""
 
 from collections.abc import Callable, Mapping
 
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg.types import Tensor
 
 
 class Collectives:
@@ -59,3 +59,31 @@ class Sharding:
             replicated: Tensors that every device gets as a whole.
         """
         raise NotImplementedError
+
+
+class Replicas:
+    """The replicas of the running step; the defaults are those without any."""
+
+    def collectives(self) -> Collectives | None:
+        """Returns the collectives of the step, or None without replicas."""
+        return None
+
+    def sharding(self, rows: int) -> Sharding | None:
+        """Returns how global tensors are sharded, or None if they are not."""
+        return None
+
+    def count(self) -> int:
+        """Returns how many replicas share a global batch.
+
+        1 if the tensors already are those of the global batch.
+        """
+        collectives = self.collectives()
+        return 1 if collectives is None else collectives.count
+
+    def devices(self) -> int:
+        """Returns how many devices must divide the rows given to a model."""
+        return 1
+
+    def symbolic_call_sees_means(self) -> bool:
+        """Returns whether a symbolic call may see floats for integers."""
+        return False

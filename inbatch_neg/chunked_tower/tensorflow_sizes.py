@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from inbatch_neg.backends.tower_call import TowerCall
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg.chunked_tower.call import TowerCall
+from inbatch_neg.types import Tensor
 
 
 def dense_rows(

@@ -34,7 +34,8 @@ from typing import Any
 import keras
 from keras.src.saving import serialization_lib
 
-from inbatch_neg.backends.types import Tensor
+from inbatch_neg.backends import backend
+from inbatch_neg.types import Tensor
 
 
 def in_symbolic_call() -> bool:
@@ -218,30 +219,26 @@ def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:
 
 
 @contextlib.contextmanager
-def restore_model_state(is_value: Callable[[Any], bool]) -> Iterator[None]:
+def restore_model_state() -> Iterator[None]:
     """Restores a model's weights when an error leaves a JAX step.
+
+    Every public layer, loss, metric and function raises inside it.
 
     While `fit`, `evaluate` and `predict` run on JAX, Keras empties the model
     and keeps the weights in a local variable, `state`. An exception loses
     that variable, and with it the trained model. Nothing else refers to the
     weights: the model's variables are empty, and the arguments of the step are
     tracers. So the variable is looked up on the stack.
-
-    Args:
-        is_value: Returns whether an entry of `state` is an array that still
-            has its memory: not a tracer, and not donated to a step.
     """
     try:
         yield
     except Exception:
-        _restore(is_value)
+        _restore()
         raise
 
 
 @contextlib.contextmanager
-def keep_weights(
-    model: keras.Model, is_value: Callable[[Any], bool]
-) -> Iterator[None]:
+def keep_weights(model: keras.Model) -> Iterator[None]:
     """Restores a model's weights when `predict` raises on JAX.
 
     For errors from Keras and from the data, which do not pass through
@@ -250,6 +247,9 @@ def keep_weights(
     Raises:
         RuntimeError: if the weights are not in the model.
     """
+    if not hasattr(model, "jax_state_sync"):  # on other backends
+        yield
+        return
     if any(is_taken_out(variable) for variable in model.variables):
         raise RuntimeError(
             f"`{model.name}` has no weights here: on this backend Keras has "
@@ -265,7 +265,7 @@ def keep_weights(
     try:
         yield
     except BaseException:
-        if not all(is_value(value) for _, value in before):
+        if not all(backend.has_value(value) for _, value in before):
             model.jax_state_sync()
         for variable, value in before:
             if is_taken_out(variable):
@@ -300,7 +300,7 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _restore(is_value: Callable[[Any], bool]) -> None:
+def _restore() -> None:
     newest = None
     for frame in _frames():
         if frame.f_globals.get("__name__") != _TRAINER:
@@ -308,7 +308,7 @@ def _restore(is_value: Callable[[Any], bool]) -> None:
         state = frame.f_locals.get("state")
         # With `steps_per_execution`, the first of several steps takes over the
         # memory of the outer `state`, and an inner `state` is newer.
-        if newest is None and _is_state(state, is_value):
+        if newest is None and _is_state(state):
             newest = state
         names = _VARIABLES_IN_STATE.get(frame.f_code.co_name)
         if names:
@@ -319,9 +319,9 @@ def _restore(is_value: Callable[[Any], bool]) -> None:
             return
 
 
-def _is_state(state: Any, is_value: Callable[[Any], bool]) -> bool:
+def _is_state(state: Any) -> bool:
     return isinstance(state, tuple) and all(
-        is_value(value) for value in keras.tree.flatten(state)
+        backend.has_value(value) for value in keras.tree.flatten(state)
     )
 
 

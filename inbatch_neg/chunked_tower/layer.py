@@ -8,18 +8,20 @@ from typing import Any
 import keras
 from keras import tree
 
-from inbatch_neg import arguments
-from inbatch_neg.backends import Tensor, backend, keras_internals
-from inbatch_neg.backends.tower_call import (
+from inbatch_neg import arguments, keras_private
+from inbatch_neg.backends import backend
+from inbatch_neg.chunked_tower import run
+from inbatch_neg.chunked_tower.call import (
     TowerCall,
     has_tensors,
     masks_of,
     with_masks,
 )
+from inbatch_neg.types import Tensor
 
 
 @keras.saving.register_keras_serializable(package="inbatch_neg")
-class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
+class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
     """Runs a tower with the activations of `chunk_size` rows in memory.
 
     ```
@@ -98,15 +100,15 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
         self.tower = tower
         self.chunk_size = arguments.integer("chunk_size", chunk_size, minimum=1)
         self.supports_masking = True
-        self._call_arguments = keras_internals.CallArguments(tower)
+        self._call_arguments = keras_private.CallArguments(tower)
         self._call_arguments.describe(self)
         self._has_recorded_mask = False
         if tower.built:
-            keras_internals.set_built(self, ChunkedTower)
+            keras_private.set_built(self, ChunkedTower)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses arguments that would not reach the tower as they are."""
-        with backend.restore_model_state():
+        with keras_private.restore_model_state():
             self._refuse_arguments(args, kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -129,7 +131,7 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
                 of tensors (B, ...) are cut with the rows; anything else is
                 passed as it is.
         """
-        with backend.restore_model_state():
+        with keras_private.restore_model_state():
             keywords = self._call_arguments.unpacked(keywords)
             self._check_rows({"inputs": inputs, "mask": mask, **keywords})
             if mask is not None and self._call_arguments.takes("mask"):
@@ -137,11 +139,11 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
             elif mask is not None:  # the attached one
                 inputs = with_masks(inputs, mask)
             call = TowerCall(self.tower, inputs, training, keywords)
-            if keras_internals.in_symbolic_call():
+            if keras_private.in_symbolic_call():
                 return call.pack(call((), call.rows)[0])
             if not self.tower.built:
                 call((), [x[:1] for x in call.rows])
-            outputs, state = backend.run_in_chunks(call, self.chunk_size)
+            outputs, state = run.run_in_chunks(call, self.chunk_size)
             with backend.after(call.rows):
                 for variable, value in state:
                     variable.assign(value)
@@ -198,7 +200,7 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
         `clone_model`.
         """
         saved = config["tower"]
-        tower = keras_internals.shared_object(
+        tower = keras_private.shared_object(
             saved.get("shared_object_id"),
             lambda: keras.saving.deserialize_keras_object(
                 saved, custom_objects=custom_objects
@@ -244,7 +246,7 @@ class ChunkedTower(keras_internals.NoNameScope, keras.layers.Layer):
             if is_symbolic:
                 dense = not (x.sparse or getattr(x, "ragged", False))
             else:
-                dense = backend.is_dense(x)
+                dense = run.is_dense(x)
             if not dense:
                 raise TypeError(
                     f"`{argument}` must be dense tensors, which can be split "
