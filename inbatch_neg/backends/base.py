@@ -149,6 +149,18 @@ class Backend:
         rest = (0,) * (len(tensor.shape) - 1)
         return ops.slice_update(tensor, (start, *rest), rows)
 
+    def update_diagonal(
+        self, table: Tensor, start: Size, values: Tensor
+    ) -> Tensor:
+        """Returns an (R, C) table with (R,) values at (r, start + r).
+
+        May modify `table` in place; do not reuse it.
+        """
+        row = ops.arange(ops.shape(values)[0], dtype="int32")
+        return ops.scatter_update(
+            table, ops.stack([row, row + start], axis=1), values
+        )
+
     def factorize(self, ids: Tensor) -> Tensor:
         """Returns int32 codes (n,), which are equal where the ids are equal.
 

@@ -104,6 +104,13 @@ class TorchBackend(Backend):
         tensor[start : start + rows.shape[0]] = rows
         return tensor
 
+    def update_diagonal(
+        self, table: Tensor, start: Size, values: Tensor
+    ) -> Tensor:
+        """Writes in place."""
+        table.diagonal(start)[: len(values)] = values
+        return table
+
     def top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Sorts the scores if more than k are as high as the k-th of a row.
 

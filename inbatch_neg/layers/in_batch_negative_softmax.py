@@ -15,7 +15,7 @@ from inbatch_neg.layers.temperature import Temperature, from_config
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.softmax import loss
 from inbatch_neg.softmax.batch import Batch
-from inbatch_neg.softmax.half import product_dtype
+from inbatch_neg.softmax.scoring import product_dtype
 from inbatch_neg.types import Size, Tensor
 
 

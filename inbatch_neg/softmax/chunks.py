@@ -54,7 +54,7 @@ class RowChunks:
         last = keras.tree.flatten(results)[-1]
         return backend.with_control_dependency(self.start(index), last)
 
-    def of(self, tensor: Tensor, start: Size) -> Tensor:
+    def rows_of(self, tensor: Tensor, start: Size) -> Tensor:
         """Returns the chunk's rows of a tensor with B rows or more."""
         if self._is_whole and tensor.shape[0] == self._rows:
             return tensor
@@ -70,7 +70,7 @@ class RowChunks:
         starts[axis], shape[axis] = start, self.size
         return ops.slice(tensor, starts, shape)
 
-    def numbers(self, start: Size) -> Tensor:
+    def row_numbers(self, start: Size) -> Tensor:
         """Returns (R,) int32, the numbers of the rows in the chunk."""
         return start + ops.arange(self.size, dtype="int32")
 
@@ -81,7 +81,7 @@ class RowChunks:
         """
         if not self._may_overlap:
             return rows
-        new = self.numbers(self.start(index)) >= index * self.size
+        new = self.row_numbers(self.start(index)) >= index * self.size
         return ops.where(new[:, None], rows, ops.zeros_like(rows))
 
 
@@ -94,6 +94,13 @@ class Chunks(RowChunks):
         candidate: (C, D), row i the positive of query i.
         scoring: The `Scoring` of the batch.
         max_rows: The largest number of rows in a chunk. None: a fast one.
+
+    Attributes:
+        queries: List of the matrices (B, D) to multiply, one for each vector
+            of a row.
+        candidates: The same for the candidates, (C, D).
+        scale: Scalar that multiplies the products, if they are in half
+            precision; else None.
     """
 
     def __init__(
@@ -103,24 +110,19 @@ class Chunks(RowChunks):
         scoring: Scoring,
         max_rows: int | None = None,
     ) -> None:
-        self._scale = None
+        self.scale = None
         if scoring.half is not None:
-            query, candidate, self._scale = scoring.half
-        self._queries = several_vectors.split(query)
-        self._candidates = several_vectors.split(candidate)
+            query, candidate, self.scale = scoring.half
+        self.queries = several_vectors.split(query)
+        self.candidates = several_vectors.split(candidate)
         self._scoring = scoring
         if max_rows is None:
             max_rows = _rows_of_fast_chunk(
-                candidate, several_vectors.count(query, candidate)
+                candidate, several_vectors.vectors_per_row(query, candidate)
             )
         super().__init__(ops.shape(query)[0], max_rows)
 
-    def own_places(self, start: Size) -> Tensor:
-        """Returns (R, 2) int32, the indices of the positives in the chunk."""
-        row = ops.arange(self.size, dtype="int32")
-        return ops.stack([row, self.numbers(start)], axis=1)
-
-    def own(self, table: Tensor, start: Size) -> Tensor:
+    def positives(self, table: Tensor, start: Size) -> Tensor:
         """Returns (R,), the entries of the positives in an (R, C) table."""
         if not self._is_whole:
             table = self._part(table, start, axis=1)
@@ -157,11 +159,11 @@ class Chunks(RowChunks):
     ) -> tuple[Tensor, list[Tensor]]:
         return several_vectors.first_best(
             matmul(
-                self.of(self._queries[row], start),
-                ops.transpose(self._candidates[column]),
+                self.rows_of(self.queries[row], start),
+                ops.transpose(self.candidates[column]),
             )
             for row, column in several_vectors.pairs(
-                self._queries, self._candidates
+                self.queries, self.candidates
             )
         )
 
@@ -170,28 +172,24 @@ class Chunks(RowChunks):
     ) -> Tensor:
         """Returns (R, C) products with log q subtracted, and masked."""
         scoring = self._scoring
-        if self._scale is not None:
-            scores = scores * self._scale
+        if self.scale is not None:
+            scores = scores * self.scale
         if scoring.column_bias is not None:
             scores = scores + scoring.column_bias
         hit = left_out(
-            [self.of(row, start)[:, None] for row, _ in scoring.codes],
+            [self.rows_of(row, start)[:, None] for row, _ in scoring.codes],
             [column for _, column in scoring.codes],
             scoring.masked_columns,
         )
         if hit is None and include_positive:
             return scores
         masked = constant(MASKED, scores.dtype)
-        if hit is None:
-            own = ops.broadcast_to(masked, (self.size,))
-            return ops.scatter_update(scores, self.own_places(start), own)
-        # The ids of a row also match its own positive.
-        hit = ops.scatter_update(
-            ops.broadcast_to(hit, ops.shape(scores)),
-            self.own_places(start),
-            ops.full((self.size,), not include_positive, "bool"),
-        )
-        return ops.where(hit, masked, scores)
+        own = ops.broadcast_to(masked, (self.size,))
+        if include_positive:  # whose ids match those of its row
+            own = self.positives(scores, start)
+        if hit is not None:
+            scores = ops.where(hit, masked, scores)
+        return backend.update_diagonal(scores, start, own)
 
 
 def _rows_of_fast_chunk(candidate: Tensor, count: int) -> int:

@@ -54,7 +54,7 @@ def _best(
     """
     chunks = Chunks(query, candidate, scoring)
     shape = (ops.shape(query)[0], count)
-    later = several_vectors.count(query, candidate) - 1
+    later = several_vectors.vectors_per_row(query, candidate) - 1
 
     def visit(index: Size, tables: list[Tensor]) -> list[Tensor]:
         start = chunks.start(index)
@@ -95,11 +95,11 @@ def _sums(
     def visit(index: Size, sums: tuple) -> tuple:
         start = chunks.start(index)
         row = ops.arange(chunks.size, dtype="int32")
-        at = row[:, None] * candidates + chunks.of(places, start)
+        at = row[:, None] * candidates + chunks.rows_of(places, start)
         at = ops.reshape(at, (-1, 1))
 
         def spread(share: Tensor) -> Tensor:
-            values = ops.reshape(chunks.of(share, start), (-1,))
+            values = ops.reshape(chunks.rows_of(share, start), (-1,))
             table = ops.scatter(at, values, (chunks.size * candidates,))
             return ops.reshape(table, (chunks.size, candidates))
 

@@ -4,10 +4,14 @@ Column 0 is the positive, then come the in-batch negatives by rotation (column
 j is candidate (i + j) mod B), then the extra candidates.
 """
 
+from collections.abc import Callable
+
 from keras import ops
 
+from inbatch_neg.backends import backend
 from inbatch_neg.softmax import several_vectors
-from inbatch_neg.softmax.gradients import all_products
+from inbatch_neg.softmax.chunks import Chunks
+from inbatch_neg.softmax.gradients import Gradients
 from inbatch_neg.softmax.hardest import hardest_scores
 from inbatch_neg.softmax.rotation import rotated_scores
 from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
@@ -54,7 +58,7 @@ def all_logits(
     places = ops.arange(in_batch, dtype="int32")
     places = places[:rows, None] + places[None, 1:]
     places = places % in_batch  # (B, G - 1)
-    scores = all_products(query, candidate[:in_batch])
+    scores = _all_products(query, candidate[:in_batch])
     scores = ops.take_along_axis(scores, places, axis=1)
     return _assemble(query, candidate, scoring, scores, places, in_batch)
 
@@ -68,20 +72,24 @@ def hardest_logits(
     """
     scores = hardest_scores(query, candidate, scoring, count)
     return ops.concatenate(
-        [_own_scores(query, candidate, scoring), scores], axis=1
+        [_positive_scores(query, candidate, scoring), scores], axis=1
     )
 
 
-def _own_scores(query: Tensor, candidate: Tensor, scoring: Scoring) -> Tensor:
-    """Returns (B, 1) scores of each row's own positive."""
+def _positive_scores(
+    query: Tensor, candidate: Tensor, scoring: Scoring
+) -> Tensor:
+    """Returns (B, 1) scores of the positives."""
     positive = candidate[: ops.shape(query)[0]]
-    own = several_vectors.best_of(
+    scores = several_vectors.best_of(
         [
             ops.sum(one * other, axis=1, keepdims=True)
             for one, other in several_vectors.paired(query, positive)
         ]
     )
-    return own if scoring.own_bias is None else own + scoring.own_bias[:, None]
+    if scoring.positive_bias is None:
+        return scores
+    return scores + scoring.positive_bias[:, None]
 
 
 def _assemble(
@@ -94,7 +102,7 @@ def _assemble(
 ) -> Tensor:
     """Returns logits from the scores of the in-batch negatives at `places`."""
     row_codes = [row[:, None] for row, _ in scoring.codes]
-    parts = [_own_scores(query, candidate, scoring)]
+    parts = [_positive_scores(query, candidate, scoring)]
     for part, at in (
         (scores, lambda column: ops.take(column, places, axis=0)),
         (
@@ -124,4 +132,44 @@ def _extra_scores(query: Tensor, candidate: Tensor, in_batch: Size) -> Tensor:
     """Returns (B, C - G) scores of the extra candidates, None if none."""
     if isinstance(in_batch, int) and candidate.shape[0] == in_batch:
         return None
-    return all_products(query, candidate[in_batch:])
+    return _all_products(query, candidate[in_batch:])
+
+
+def _all_products(query: Tensor, candidate: Tensor) -> Tensor:
+    """Returns (B, C) products, the best where one side has several vectors.
+
+    Neither this nor the gradient keeps P such tables.
+    """
+    if several_vectors.vectors_per_row(query, candidate) == 1:
+        return backend.matmul(query, ops.transpose(candidate))
+
+    def best_products(
+        query: Tensor, candidate: Tensor
+    ) -> tuple[Tensor, Callable]:
+        chunks = Chunks(query, candidate, Scoring())
+        gradients = Gradients(chunks, query, candidate)
+
+        def visit(index: Size, table: Tensor) -> Tensor:
+            start = chunks.start_after(index, table)
+            scores = chunks.scores(start, include_positive=True)
+            return backend.update_rows(table, start, scores)
+
+        def gradient(upstream: Tensor) -> tuple[Tensor, Tensor]:
+            def visit(index: Size, sums: tuple) -> tuple:
+                start = chunks.start_after(index, sums)
+                _, better = chunks.scores_and_winners(
+                    start, include_positive=True
+                )
+                part = chunks.rows_of(upstream, start)
+                shares = several_vectors.shares(part, better)
+                return gradients.add(sums, index, shares)
+
+            return gradients.joined(
+                ops.fori_loop(0, chunks.count, visit, gradients.zeros())
+            )
+
+        shape = (ops.shape(query)[0], ops.shape(candidate)[0])
+        table = ops.zeros(shape, query.dtype)
+        return ops.fori_loop(0, chunks.count, visit, table), gradient
+
+    return backend.custom_gradient(best_products)(query, candidate)

@@ -1,19 +1,27 @@
 """Exact in-batch softmax losses and gradients in O(B) memory.
 
-The B x C matrix of scores is never kept. Each chunk of R rows computes R x C
-scores, their softmax, and their part of the gradients:
+The B x C matrix of scores is never kept. For each chunk of R rows:
 
-    p_ij      = exp(s_ij - m_i) / z_i          z_i = sum_j exp(s_ij - m_i)
-    loss_i    = -log p_ii = log z_i + m_i - s_ii
-    d query_i = sum_j p_ij c_j - c_i
-    d cand_j  = sum_i w_i p_ij q_i - w_j q_j
+1. scores   s_ij = <query_i, candidate_j> / temperature - log q_j  (`chunks`),
+   masked where `scoring` says so;
+2. softmax  p_ij = exp(s_ij - m_i) / z_i,  z_i = sum_j exp(s_ij - m_i),
+   where m_i is the largest unmasked score of the row;
+3. loss_i = -log p_ii, from the probability of the row's positive;
+4. the gradient of the scores, p_ij - 1 for the positive and p_ij for the
+   others. It is exactly 0 for a row without negatives, whose p_ii is 1;
+5. its products with candidates and queries, the rows weighted by w_i, are
+   added to the sums (`gradients`):
 
-where m_i is the largest unmasked score of row i, and w_i the weight of the
-row. This takes 6BCD flops, for the three matrix products that any exact
-gradient needs, and O((B + C)D + RC) floats. The idea of recomputing scores in
-chunks goes back to Chen et al. 2016 (arXiv 1604.06174) and is used for the
-logits of language models by Wijmans et al. 2024 (arXiv 2411.09009). For
-queries of several vectors see `best`, for products in half precision `half`.
+       d query_i = w_i sum_j (p_ij - [i = j]) c_j
+       d cand_j  = sum_i w_i (p_ij - [i = j]) q_i
+
+This takes 6BCD flops, for the three matrix products that any exact gradient
+needs, and O((B + C)D + RC) floats. Several vectors per row, and products in
+half precision, differ only in what is multiplied in 1 and 5.
+
+The idea of recomputing scores in chunks goes back to Chen et al. 2016 (arXiv
+1604.06174) and is used for the logits of language models by Wijmans et al.
+2024 (arXiv 2411.09009).
 
 A small batch has a small matrix. It is kept, since the backend's own
 derivative of the same losses is then faster.
@@ -24,13 +32,15 @@ from collections.abc import Callable, Sequence
 from keras import ops
 
 from inbatch_neg.backends import backend
-from inbatch_neg.softmax import gradients, half, several_vectors
+from inbatch_neg.softmax import several_vectors
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.chunks import Chunks
+from inbatch_neg.softmax.gradients import Gradients
 from inbatch_neg.softmax.scoring import (
     HalfVectors,
     Scoring,
     compute_dtype,
+    half_vectors,
     make_scoring,
 )
 from inbatch_neg.types import Size, Tensor
@@ -54,7 +64,7 @@ def batch_loss(
         batch: The tensors of `ops.in_batch_softmax_loss`.
         temperature: Divides the scores.
         with_gradients: As in `softmax_loss`.
-        product_dtype: Of `half.product_dtype`, for the towers' own vectors.
+        product_dtype: Of `scoring.product_dtype`, for the towers' own vectors.
     """
     batch = batch.cast(compute_dtype(batch.query, batch.candidate))
     scoring = make_scoring(batch)
@@ -70,9 +80,8 @@ def batch_loss(
     if row_weight is None:
         row_weight = ops.ones((batch.rows,), query.dtype)
     if product_dtype is not None:
-        scoring = scoring._replace(
-            half=half.half_vectors(batch, product_dtype, temperature)
-        )
+        half = half_vectors(batch, product_dtype, temperature)
+        scoring = scoring._replace(half=half)
     return softmax_loss(query, candidate, row_weight, scoring, with_gradients)
 
 
@@ -102,11 +111,11 @@ def softmax_loss(
     def weighted_loss(
         query: Tensor, candidate: Tensor, row_weight: Tensor, *halves: Tensor
     ) -> tuple[Tensor, Callable]:
-        own_half = HalfVectors(*halves) if halves else None
-        with_half = scoring._replace(half=own_half)
+        half = HalfVectors(*halves) if halves else None
+        with_half = scoring._replace(half=half)
 
         def compute(wanted: Sequence[str], row_weight: Tensor) -> dict:
-            return _compute(query, candidate, row_weight, with_half, wanted)
+            return _over_chunks(query, candidate, row_weight, with_half, wanted)
 
         results = compute(
             _EVERYTHING if with_gradients else ("loss",), row_weight
@@ -127,7 +136,7 @@ def _is_dense(query: Tensor, candidate: Tensor) -> bool:
     rows, candidates = query.shape[0], candidate.shape[0]
     if rows is None or candidates is None:
         return False
-    if several_vectors.count(query, candidate) > 1:
+    if several_vectors.vectors_per_row(query, candidate) > 1:
         # The backends' own derivatives split the gradient among equal vectors.
         return False
     return rows * candidates <= backend.tuning(candidate).max_dense_scores
@@ -163,35 +172,14 @@ def _chain(
     return d_query * by_row, d_candidate, d_weight
 
 
-def _losses_by_scores(chunks: Chunks, like: Tensor) -> Tensor:
-    """Returns (B,) losses, exact even where the probability underflows.
-
-    Args:
-        chunks: The chunks of the batch.
-        like: (B,), in the dtype of the losses.
-    """
-
-    def visit(index: Size, losses: Tensor) -> Tensor:
-        start = chunks.start(index)
-        scores = chunks.scores(start, include_positive=True)
-        largest = ops.max(scores, axis=1)
-        total = ops.sum(ops.exp(scores - largest[:, None]), axis=1)
-        # The difference first: added to a large score, the logarithm would
-        # be rounded.
-        loss = (largest - chunks.own(scores, start)) + ops.log(total)
-        return backend.update_rows(losses, start, loss)
-
-    return ops.fori_loop(0, chunks.count, visit, ops.zeros_like(like))
-
-
-def _compute(
+def _over_chunks(
     query: Tensor,
     candidate: Tensor,
     row_weight: Tensor,
     scoring: Scoring,
     wanted: Sequence[str],
 ) -> dict[str, Tensor]:
-    """Returns a dict of the `wanted` results.
+    """Returns a dict of the `wanted` results: see above for the steps.
 
     Args:
         query: (B, D), or (B, P, D).
@@ -201,86 +189,41 @@ def _compute(
         wanted: Some of "loss", for the (B,) unweighted losses, and "query"
             and "candidate", for the weighted gradients.
     """
-    over_chunks = _over_chunks
-    if several_vectors.count(query, candidate) > 1:
-        over_chunks = gradients.over_chunks
-    elif scoring.half is not None:
-        over_chunks = half.over_chunks
-    results = over_chunks(query, candidate, row_weight, scoring, wanted)
-    if "loss" in wanted:
-        results["loss"] = _losses(
-            results.pop("positive_probability"),
-            Chunks(query, candidate, scoring),
-        )
-    return results
-
-
-def _over_chunks(
-    query: Tensor,
-    candidate: Tensor,
-    row_weight: Tensor,
-    scoring: Scoring,
-    wanted: Sequence[str],
-) -> dict[str, Tensor]:
-    """Returns the `wanted` results; "positive_probability" for "loss"."""
     chunks = Chunks(query, candidate, scoring)
-    weighted = row_weight[:, None] * query
+    gradients = Gradients(chunks, query, candidate, row_weight, wanted)
+    differentiate = "query" in wanted or "candidate" in wanted
 
-    def visit(index: Size, results: dict[str, Tensor]) -> dict[str, Tensor]:
-        start = chunks.start(index)
-        scores = chunks.scores(start, include_positive=True)  # (R, C)
-
+    def visit(index: Size, results: dict) -> dict:
+        start = chunks.start_after(index, results)
+        scores, better = chunks.scores_and_winners(start, include_positive=True)
         # One fused pass on every backend. Its maximum is over the unmasked
         # scores, so a large masked score cannot make the others underflow.
         probability = ops.softmax(scores)  # p, (R, C)
+        positive = chunks.positives(probability, start)
         results = dict(results)
         if "loss" in wanted:
             results["positive_probability"] = backend.update_rows(
-                results["positive_probability"],
-                start,
-                chunks.own(probability, start),
+                results["positive_probability"], start, positive
             )
-        if "query" in wanted:
-            expected = backend.matmul_no_grad(probability, candidate)
-            update = expected - chunks.of(candidate, start)
-            weight = chunks.of(row_weight, start)[:, None]
-            results["query"] = backend.update_rows(
-                results["query"], start, weight * update
+        if differentiate:
+            d_scores = backend.update_diagonal(
+                probability, start, positive - 1.0
             )
-        if "candidate" in wanted:
-            rows = chunks.without_repeats(chunks.of(weighted, start), index)
-            # (D, R) by (R, C): the long side last is twice as fast under XLA.
-            results["candidate"] = backend.addmm(
-                results["candidate"], ops.transpose(rows), probability
-            )
+            shares = several_vectors.shares(d_scores, better)
+            results["sums"] = gradients.add(results["sums"], index, shares)
         return results
 
-    initial = _initial(query, candidate, weighted, wanted)
-    results = dict(ops.fori_loop(0, chunks.count, visit, initial))
-    if "candidate" in wanted:
-        results["candidate"] = ops.transpose(results["candidate"])
-    return results
-
-
-def _initial(
-    query: Tensor, candidate: Tensor, weighted: Tensor, wanted: Sequence[str]
-) -> dict[str, Tensor]:
-    """Returns the results before the first chunk."""
-    rows = ops.shape(query)[0]
-    results = {}
+    results: dict = {}
     if "loss" in wanted:
-        results["positive_probability"] = ops.zeros((rows,), query.dtype)
-    if "query" in wanted:
-        results["query"] = ops.zeros_like(query)
-    if "candidate" in wanted:
-        # The term -w_j q_j: candidate j is the positive of row j. A row
-        # without negatives has p = 1 there, so its gradient is exactly 0 (1
-        # ulp with a single chunk under XLA, which fuses product and sum).
-        # Subtracting at the end would be slower: XLA then transposes the
-        # result of a single product.
-        transposed = ops.transpose(weighted)
-        extra = ops.zeros_like(ops.transpose(candidate[rows:]))
-        results["candidate"] = -ops.concatenate([transposed, extra], axis=1)
+        results["positive_probability"] = ops.zeros_like(row_weight)
+    if differentiate:
+        results["sums"] = gradients.zeros()
+    results = dict(ops.fori_loop(0, chunks.count, visit, results))
+    if differentiate:
+        sums = gradients.joined(results.pop("sums"))
+        results["query"], results["candidate"] = sums
+    if "loss" in wanted:
+        results["loss"] = _losses(results.pop("positive_probability"), chunks)
     return results
 
 
@@ -296,3 +239,24 @@ def _losses(positive_probability: Tensor, chunks: Chunks) -> Tensor:
         lambda: ops.log(1.0 / positive_probability),
         lambda: _losses_by_scores(chunks, positive_probability),
     )
+
+
+def _losses_by_scores(chunks: Chunks, like: Tensor) -> Tensor:
+    """Returns (B,) losses, exact even where the probability underflows.
+
+    Args:
+        chunks: The chunks of the batch.
+        like: (B,), in the dtype of the losses.
+    """
+
+    def visit(index: Size, losses: Tensor) -> Tensor:
+        start = chunks.start_after(index, losses)
+        scores = chunks.scores(start, include_positive=True)
+        largest = ops.max(scores, axis=1)
+        total = ops.sum(ops.exp(scores - largest[:, None]), axis=1)
+        # The difference first: added to a large score, the logarithm would
+        # be rounded.
+        loss = (largest - chunks.positives(scores, start)) + ops.log(total)
+        return backend.update_rows(losses, start, loss)
+
+    return ops.fori_loop(0, chunks.count, visit, ops.zeros_like(like))

@@ -57,7 +57,7 @@ def rotated_scores(query: Tensor, candidate: Tensor, shifts: Tensor) -> Tensor:
 
     def scores_of(query: Tensor, candidate: Tensor) -> tuple[Tensor, Callable]:
         def dots(start: Size, part: RowChunks, others: Tensor) -> Tensor:
-            return ops.einsum("rnd,rd->rn", others, part.of(query, start))
+            return ops.einsum("rnd,rd->rn", others, part.rows_of(query, start))
 
         scores = _rotate(query, candidate, shifts, dots, ops.shape(shifts)[0])
 
@@ -82,11 +82,11 @@ def _gradients(
     queries = ops.pad(query, ((0, extra), (0, 0)))
 
     def d_query(start: Size, part: RowChunks, others: Tensor) -> Tensor:
-        return ops.einsum("rn,rnd->rd", part.of(upstream, start), others)
+        return ops.einsum("rn,rnd->rd", part.rows_of(upstream, start), others)
 
     def d_candidate(start: Size, part: RowChunks, others: Tensor) -> Tensor:
         # Candidate j is a negative of row j - shift, with its upstream weight.
-        rows = _around(part.numbers(start), -shifts, candidates)
+        rows = _around(part.row_numbers(start), -shifts, candidates)
         places = rows * count + ops.arange(count, dtype="int32")
         weights = ops.take(ops.reshape(padded, (-1,)), places)
         return ops.einsum("rn,rnd->rd", weights, others)
@@ -123,7 +123,9 @@ def _rotate(
         )
 
     def of_chunk(chunks: RowChunks, start: Size, shifts: Tensor) -> Tensor:
-        places = _around(chunks.numbers(start), shifts, ops.shape(others)[0])
+        places = _around(
+            chunks.row_numbers(start), shifts, ops.shape(others)[0]
+        )
         rotated = ops.take(others, places, axis=0)  # (R, N, D)
         return function(start, chunks, rotated)
 

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import keras
 from keras import ops
+from keras.backend import standardize_dtype
 
 from inbatch_neg.backends import HALF, backend
+from inbatch_neg.softmax import several_vectors
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.types import Tensor
 
@@ -43,7 +45,7 @@ class Scoring(NamedTuple):
 
     Attributes:
         column_bias: (C,), added to the scores of a candidate; or None.
-        own_bias: (B,), added to the score of a row's own positive; or None.
+        positive_bias: (B,), added to the score of a row's positive; or None.
         codes: Pairs of int32 codes, (B,) of the rows and (C,) of the
             candidates; a negative with the code of the row is masked.
         masked_columns: (C,) bools, candidates that are masked in all rows;
@@ -55,7 +57,7 @@ class Scoring(NamedTuple):
     """
 
     column_bias: Tensor = None
-    own_bias: Tensor = None
+    positive_bias: Tensor = None
     codes: tuple[tuple[Tensor, Tensor], ...] = ()
     masked_columns: Tensor = None
     half: HalfVectors | None = None
@@ -64,13 +66,13 @@ class Scoring(NamedTuple):
 def make_scoring(batch: Batch) -> Scoring:
     """Returns the `Scoring` of a batch, in the dtype of its queries."""
     rows = batch.rows
-    column_bias = own_bias = masked_columns = None
+    column_bias = positive_bias = masked_columns = None
     codes = []
     if batch.candidate_sampling_probability is not None:
         column_bias = _minus_log_q(
             batch.candidate_sampling_probability, batch.query.dtype
         )
-        own_bias = column_bias[:rows]
+        positive_bias = column_bias[:rows]
     if batch.candidate_mask is not None:
         masked_columns = ops.logical_not(batch.candidate_mask)
     if batch.candidate_ids is not None:
@@ -83,7 +85,7 @@ def make_scoring(batch: Batch) -> Scoring:
         extra = ops.full((extra,), -1, dtype="int32")
         column_codes = ops.concatenate([positive_codes, extra])
         codes.append((positive_codes[:rows], column_codes))
-    return Scoring(column_bias, own_bias, tuple(codes), masked_columns)
+    return Scoring(column_bias, positive_bias, tuple(codes), masked_columns)
 
 
 def _minus_log_q(probability: Tensor, dtype: str) -> Tensor:
@@ -141,7 +143,7 @@ def compute_dtype(*tensors: Tensor) -> str:
     Half-precision inputs are cast to float32: (B, D) floats are cheap to cast,
     and a B x C product that has half precision would round every score.
     """
-    dtypes = [keras.backend.standardize_dtype(t.dtype) for t in tensors]
+    dtypes = [standardize_dtype(t.dtype) for t in tensors]
     return "float64" if "float64" in dtypes else "float32"
 
 
@@ -153,3 +155,38 @@ def at_least_float32(dtype: Any) -> Any:
     """
     policy = keras.dtype_policies.get(dtype or keras.config.floatx())
     return "float32" if policy.compute_dtype in HALF else dtype
+
+
+def product_dtype(batch: Batch) -> str | None:
+    """Returns the half precision to multiply in; None for that of the maths.
+
+    Args:
+        batch: The batch before it is cast to the dtype of the maths.
+    """
+    query, candidate = batch.query, batch.candidate
+    dtype = standardize_dtype(query.dtype)
+    if (
+        dtype in HALF
+        and dtype == standardize_dtype(candidate.dtype)
+        and several_vectors.vectors_per_row(query, candidate) == 1
+        and backend.has_half_products(query)
+    ):
+        return dtype
+    return None
+
+
+def half_vectors(
+    batch: Batch, dtype: str, temperature: float | Tensor
+) -> HalfVectors:
+    """Returns the vectors in half precision, without gradient.
+
+    Args:
+        batch: The batch in float32, of values that half precision has.
+        dtype: From `product_dtype`.
+        temperature: Divides the scores.
+    """
+    batch = batch.cast(dtype)
+    scale = ops.cast(1.0 / temperature, "float32")
+    return HalfVectors(
+        *map(ops.stop_gradient, (batch.query, batch.candidate, scale))
+    )

@@ -18,7 +18,7 @@ from inbatch_neg.backends import backend
 from inbatch_neg.types import Tensor
 
 
-def count(query: Tensor, candidate: Tensor) -> int:
+def vectors_per_row(query: Tensor, candidate: Tensor) -> int:
     """Returns P, or 1 if both sides have one vector per row."""
     several = [tensor for tensor in (query, candidate) if _is_several(tensor)]
     return several[0].shape[1] if several else 1
