@@ -218,8 +218,7 @@ def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:
     return mesh, axes
 
 
-@contextlib.contextmanager
-def restore_model_state() -> Iterator[None]:
+class _RestoreModelState(contextlib.ContextDecorator):
     """Restores a model's weights when an error leaves a JAX step.
 
     Every public layer, loss, metric and function raises inside it.
@@ -230,11 +229,17 @@ def restore_model_state() -> Iterator[None]:
     weights: the model's variables are empty, and the arguments of the step are
     tracers. So the variable is looked up on the stack.
     """
-    try:
-        yield
-    except Exception:
-        _restore()
-        raise
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is not None and issubclass(kind, Exception):
+            _restore()
+
+
+# A decorator, and a context.
+restore_model_state = _RestoreModelState()
 
 
 @contextlib.contextmanager

@@ -69,6 +69,7 @@ class InBatchNegativeLoss(keras.losses.Loss):
         # is ignored here, so the predictions take its place.
         return super().__call__(y_pred, y_pred, sample_weight)
 
+    @keras_private.restore_model_state
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Returns the (B,) losses before the reduction.
 
@@ -81,10 +82,9 @@ class InBatchNegativeLoss(keras.losses.Loss):
             return y_pred
         if len(shape) == 2 and shape[1] != 1:
             return cross_entropy_with_first(y_pred)
-        with keras_private.restore_model_state():
-            raise ValueError(
-                "`y_pred` must be the output of `InBatchNegativeSoftmax`: "
-                "losses of shape (rows,), or logits of shape (rows, 1 + "
-                "negatives) with the positive in column 0. Received: "
-                f"y_pred.shape={tuple(shape)}"
-            )
+        raise ValueError(
+            "`y_pred` must be the output of `InBatchNegativeSoftmax`: "
+            "losses of shape (rows,), or logits of shape (rows, 1 + "
+            "negatives) with the positive in column 0. Received: "
+            f"y_pred.shape={tuple(shape)}"
+        )

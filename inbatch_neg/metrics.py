@@ -17,6 +17,7 @@ class _InBatchMetric(keras.metrics.Mean):
     def __init__(self, name: str, dtype: str | None) -> None:
         super().__init__(name=name, dtype=at_least_float32(dtype))
 
+    @keras_private.restore_model_state
     def update_state(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None
     ) -> None:
@@ -30,13 +31,12 @@ class _InBatchMetric(keras.metrics.Mean):
         y_pred = ops.convert_to_tensor(y_pred)
         shape = tuple(y_pred.shape)
         if len(shape) != 2 or shape[1] == 1:
-            with keras_private.restore_model_state():
-                raise ValueError(
-                    "`y_pred` must be logits (rows, 1 + negatives) with the "
-                    "positive in column 0: construct the layer with "
-                    "`InBatchNegativeSoftmax(return_logits=True)`. Received: "
-                    f"y_pred.shape={shape}"
-                )
+            raise ValueError(
+                "`y_pred` must be logits (rows, 1 + negatives) with the "
+                "positive in column 0: construct the layer with "
+                "`InBatchNegativeSoftmax(return_logits=True)`. Received: "
+                f"y_pred.shape={shape}"
+            )
         positive = y_pred[:, :1]
         # Ties and NaN count as ahead of the positive.
         below = ops.less(y_pred[:, 1:], positive)

@@ -12,6 +12,7 @@ from inbatch_neg.softmax.scoring import compute_dtype, product_dtype
 from inbatch_neg.types import Tensor
 
 
+@keras_private.restore_model_state
 def in_batch_softmax_loss(
     query: Tensor,
     candidate: Tensor,
@@ -95,10 +96,9 @@ def in_batch_softmax_loss(
         sample_weight=sample_weight,
         query_mask=query_mask,
     )
-    with keras_private.restore_model_state():
-        batch = batch_checks.to_tensors(batch)
-        batch_checks.check_batch(batch)
-        temperature = arguments.temperature(temperature)
+    batch = batch_checks.to_tensors(batch)
+    batch_checks.check_batch(batch)
+    temperature = arguments.temperature(temperature)
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
@@ -111,6 +111,7 @@ def in_batch_softmax_loss(
     )
 
 
+@keras_private.restore_model_state
 def rotation_logits(
     query: Tensor, candidate: Tensor, shifts: Sequence[int] | Tensor
 ) -> Tensor:
@@ -139,17 +140,16 @@ def rotation_logits(
     >>> rotation_logits(np.eye(2), np.eye(2), [1]).shape[1]
     2
     """
-    with keras_private.restore_model_state():
-        query = arguments.to_tensor("query", query)
-        candidate = arguments.to_tensor("candidate", candidate)
-        batch_checks.vectors(query, candidate)
-        if candidate.shape[0] != query.shape[0]:
-            raise ValueError(
-                "`candidate` must have as many rows as `query` to rotate. "
-                f"Received: query.shape={tuple(query.shape)}, "
-                f"candidate.shape={tuple(candidate.shape)}"
-            )
-        shifts = arguments.shifts(shifts, query.shape[0])
+    query = arguments.to_tensor("query", query)
+    candidate = arguments.to_tensor("candidate", candidate)
+    batch_checks.vectors(query, candidate)
+    if candidate.shape[0] != query.shape[0]:
+        raise ValueError(
+            "`candidate` must have as many rows as `query` to rotate. "
+            f"Received: query.shape={tuple(query.shape)}, "
+            f"candidate.shape={tuple(candidate.shape)}"
+        )
+    shifts = arguments.shifts(shifts, query.shape[0])
     dtype = compute_dtype(query, candidate)
     query, candidate = ops.cast(query, dtype), ops.cast(candidate, dtype)
     positive = ops.sum(query * candidate, axis=1, keepdims=True)

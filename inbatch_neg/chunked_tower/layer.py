@@ -108,10 +108,10 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Refuses arguments that would not reach the tower as they are."""
-        with keras_private.restore_model_state():
-            self._refuse_arguments(args, kwargs)
+        self._refuse_arguments(args, kwargs)
         return super().__call__(*args, **kwargs)
 
+    @keras_private.restore_model_state
     def call(
         self,
         inputs: Any,
@@ -131,23 +131,22 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
                 of tensors (B, ...) are cut with the rows; anything else is
                 passed as it is.
         """
-        with keras_private.restore_model_state():
-            keywords = self._call_arguments.unpacked(keywords)
-            self._check_rows({"inputs": inputs, "mask": mask, **keywords})
-            if mask is not None and self._call_arguments.takes("mask"):
-                keywords["mask"] = mask
-            elif mask is not None:  # the attached one
-                inputs = with_masks(inputs, mask)
-            call = TowerCall(self.tower, inputs, training, keywords)
-            if keras_private.in_symbolic_call():
-                return call.pack(call((), call.rows)[0])
-            if not self.tower.built:
-                call((), [x[:1] for x in call.rows])
-            outputs, state = run.run_in_chunks(call, self.chunk_size)
-            with backend.after(call.rows):
-                for variable, value in state:
-                    variable.assign(value)
-            return call.pack(outputs)
+        keywords = self._call_arguments.unpacked(keywords)
+        self._check_rows({"inputs": inputs, "mask": mask, **keywords})
+        if mask is not None and self._call_arguments.takes("mask"):
+            keywords["mask"] = mask
+        elif mask is not None:  # the attached one
+            inputs = with_masks(inputs, mask)
+        call = TowerCall(self.tower, inputs, training, keywords)
+        if keras_private.in_symbolic_call():
+            return call.pack(call((), call.rows)[0])
+        if not self.tower.built:
+            call((), [x[:1] for x in call.rows])
+        outputs, state = run.run_in_chunks(call, self.chunk_size)
+        with backend.after(call.rows):
+            for variable, value in state:
+                variable.assign(value)
+        return call.pack(outputs)
 
     def compute_output_spec(self, inputs: Any, **keywords: Any) -> Any:
         """Returns the symbolic outputs."""
@@ -208,6 +207,7 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
         )
         return cls(**{**config, "tower": tower})
 
+    @keras_private.restore_model_state
     def _refuse_arguments(self, args: Any, kwargs: Any) -> None:
         of_tower = self._call_arguments
         names = ", ".join(of_tower.names) or "no other argument"

@@ -69,10 +69,10 @@ class Options(NamedTuple):
                 rows,
             )
 
+    @keras_private.restore_model_state
     def refuse_too_few(self, received: str) -> NoReturn:
         """Raises the error for too few rows, also while a model reads them."""
-        with keras_private.restore_model_state():
-            raise ValueError(f"{self._too_few()} Received: {received}")
+        raise ValueError(f"{self._too_few()} Received: {received}")
 
     def _too_few(self) -> str:
         """The error message for data that does not fill one batch."""

@@ -66,7 +66,7 @@ class Stream:
         Raises:
             ValueError: at the end, if there was no batch.
         """
-        with keras_private.restore_model_state():
+        with keras_private.restore_model_state:
             yield from self._batches(number)
 
     def _batches(self, number: int) -> Iterator[Any]:

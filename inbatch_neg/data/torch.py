@@ -213,9 +213,9 @@ class _Collate:
         self._collate = collate
         self._options = options
 
+    @keras_private.restore_model_state
     def __call__(self, rows: Any) -> tuple:
-        with keras_private.restore_model_state():
-            return self._batch(rows)
+        return self._batch(rows)
 
     def _batch(self, rows: Any) -> tuple:
         batch = nests.as_nest(_with_tuples(self._collate(rows)))

@@ -86,6 +86,7 @@ class CrossBatchMemory(keras.layers.Layer):
             "warmup_steps", warmup_steps, minimum=0
         )
 
+    @keras_private.restore_model_state
     def build(
         self,
         candidate_shape: Shape,
@@ -94,12 +95,11 @@ class CrossBatchMemory(keras.layers.Layer):
     ) -> None:
         """Creates the slots, all of them empty."""
         if len(candidate_shape) != 2 or candidate_shape[1] is None:
-            with keras_private.restore_model_state():
-                raise ValueError(
-                    "`candidate` must have shape (rows, dimensions), with "
-                    "known dimensions. Received: "
-                    f"candidate.shape={tuple(candidate_shape)}"
-                )
+            raise ValueError(
+                "`candidate` must have shape (rows, dimensions), with "
+                "known dimensions. Received: "
+                f"candidate.shape={tuple(candidate_shape)}"
+            )
         options = {
             "trainable": False,
             "autocast": False,
@@ -132,6 +132,7 @@ class CrossBatchMemory(keras.layers.Layer):
         }
         self.built = True
 
+    @keras_private.restore_model_state
     def call(
         self,
         candidate: Tensor,
@@ -167,17 +168,16 @@ class CrossBatchMemory(keras.layers.Layer):
             candidate_ids=candidate_ids,
             candidate_sampling_probability=candidate_sampling_probability,
         )
-        with keras_private.restore_model_state():
-            if keras_private.in_symbolic_call():
-                if not replicas.symbolic_call_sees_means():
-                    self._check(batch)
-                return self._zeros_of_output_shapes(batch)
-            batch = batch_checks.to_tensors(batch)
-            if training:
-                batch = global_batch.check_same_shapes(batch)
-            self._check(batch)
-            batch = batch._replace(candidate=self._fitting(batch.candidate))
-            return self._with_memory(batch, training)
+        if keras_private.in_symbolic_call():
+            if not replicas.symbolic_call_sees_means():
+                self._check(batch)
+            return self._zeros_of_output_shapes(batch)
+        batch = batch_checks.to_tensors(batch)
+        if training:
+            batch = global_batch.check_same_shapes(batch)
+        self._check(batch)
+        batch = batch._replace(candidate=self._fitting(batch.candidate))
+        return self._with_memory(batch, training)
 
     def _with_memory(
         self, batch: Batch, training: bool | None

@@ -178,6 +178,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
     def temperature(self, value: float) -> None:
         self._temperature.set(value)
 
+    @keras_private.restore_model_state
     def call(
         self,
         query: Tensor,
@@ -245,20 +246,19 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             sample_weight,
             query_mask,
         )
-        with keras_private.restore_model_state():
-            if keras_private.in_symbolic_call():
-                return self._zeros_of_output_shape(batch)
-            batch = self._checked(batch, training)
-            # Its values stay those of half precision in the cast.
-            dtype = None
-            if self.compute_dtype == "float32":
-                dtype = product_dtype(batch)
-            batch = batch.cast(self.compute_dtype).fill_queries()
-            result = self._one_direction(batch, training, dtype)
-            if self.symmetric:
-                reverse = self._one_direction(batch.reverse(), training, dtype)
-                result = 0.5 * (result + reverse)
-            return result
+        if keras_private.in_symbolic_call():
+            return self._zeros_of_output_shape(batch)
+        batch = self._checked(batch, training)
+        # Its values stay those of half precision in the cast.
+        dtype = None
+        if self.compute_dtype == "float32":
+            dtype = product_dtype(batch)
+        batch = batch.cast(self.compute_dtype).fill_queries()
+        result = self._one_direction(batch, training, dtype)
+        if self.symmetric:
+            reverse = self._one_direction(batch.reverse(), training, dtype)
+            result = 0.5 * (result + reverse)
+        return result
 
     def _checked(self, batch: Batch, training: bool | None) -> Batch:
         """Returns the batch as tensors; refuses a partial or invalid one."""

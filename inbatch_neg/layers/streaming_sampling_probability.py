@@ -136,6 +136,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
             name="weight", shape=size, dtype="float32", **options
         )
 
+    @keras_private.restore_model_state
     def call(
         self, candidate_ids: Tensor, training: bool | None = None
     ) -> Tensor:
@@ -153,16 +154,15 @@ class StreamingSamplingProbability(keras.layers.Layer):
             was never seen gets 1 / (rows so far + 1), as if it came once, in
             the next row. So before any training all ids get 1.
         """
-        with keras_private.restore_model_state():
-            self._check(candidate_ids)
-            if keras_private.in_symbolic_call():
-                return ops.zeros(ops.shape(candidate_ids), "float32")
-            ids = arguments.to_tensor("candidate_ids", candidate_ids)
-            if training:
-                same = global_batch.check_same_shapes(Batch(candidate_ids=ids))
-                ids = same.candidate_ids
-            batch_checks.ids("candidate_ids", ids, None, "candidate")
-            return self._estimate(ids, training)
+        self._check(candidate_ids)
+        if keras_private.in_symbolic_call():
+            return ops.zeros(ops.shape(candidate_ids), "float32")
+        ids = arguments.to_tensor("candidate_ids", candidate_ids)
+        if training:
+            same = global_batch.check_same_shapes(Batch(candidate_ids=ids))
+            ids = same.candidate_ids
+        batch_checks.ids("candidate_ids", ids, None, "candidate")
+        return self._estimate(ids, training)
 
     def _check(self, candidate_ids: Tensor) -> None:
         """Refuses missing ids, and wrong symbolic ones."""
