@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 Choice = TypeVar("Choice")
 
 
-def integer(name: str, value: Any, *, minimum: int, otherwise: str = "") -> int:
+def check_integer(
+    name: str, value: Any, *, minimum: int, otherwise: str = ""
+) -> int:
     """Returns `value` as an int; takes any integer type except bool."""
     rule = f"`{name}` must be an integer of {minimum} or more"
     rule += f",{otherwise}." if otherwise else "."
@@ -38,7 +40,7 @@ def integer(name: str, value: Any, *, minimum: int, otherwise: str = "") -> int:
     return number
 
 
-def choice(name: str, value: Choice, choices: Sequence[Choice]) -> Choice:
+def check_choice(name: str, value: Choice, choices: Sequence[Choice]) -> Choice:
     """Returns `value` if it is one of `choices`."""
     if value not in choices:
         listed = " or ".join(repr(c) for c in choices)
@@ -48,7 +50,7 @@ def choice(name: str, value: Choice, choices: Sequence[Choice]) -> Choice:
     return value
 
 
-def flag(name: str, value: Any) -> bool:
+def check_flag(name: str, value: Any) -> bool:
     """Returns `value` if it is a bool."""
     if not isinstance(value, bool):
         raise TypeError(
@@ -57,7 +59,7 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
-def positive_number(name: str, value: Any) -> float:
+def check_positive_number(name: str, value: Any) -> float:
     """Returns `value` as a float that is finite and above zero."""
     rule = f"`{name}` must be a finite number above 0."
     received = f" Received: {name}={value!r}"
@@ -75,13 +77,13 @@ def positive_number(name: str, value: Any) -> float:
     return number
 
 
-def temperature(value: Any) -> float | Tensor:
+def check_temperature(value: Any) -> float | Tensor:
     """Returns a float above zero, or a scalar tensor unchanged."""
     if not hasattr(value, "shape") or isinstance(
         value, (np.generic, np.ndarray)
     ):
-        return positive_number("temperature", value)
-    rank("temperature", value, 0, "()")
+        return check_positive_number("temperature", value)
+    check_rank("temperature", value, 0, "()")
     return value
 
 
@@ -115,7 +117,7 @@ def refuse_keras_2(name: str, value: Any) -> None:
             )
 
 
-def shifts(shifts: Any, rows: int | None) -> Tensor:
+def check_shifts(shifts: Any, rows: int | None) -> Tensor:
     """Returns shifts (N,) int32; refuses known ones that do not rotate."""
     rule = (
         "`shifts` must be one or more integers, none a multiple of the "
@@ -133,14 +135,14 @@ def shifts(shifts: Any, rows: int | None) -> Tensor:
             raise ValueError(f"{rule} Received: shifts={shifts!r}, {rows} rows")
         return keras.ops.convert_to_tensor(shifts, dtype="int32")
     shifts = to_tensor("shifts", shifts)
-    rank("shifts", shifts, 1, "(shifts,)")
+    check_rank("shifts", shifts, 1, "(shifts,)")
     dtype = keras.backend.standardize_dtype(shifts.dtype)
     if not dtype.startswith(("int", "uint")):
         raise TypeError(f"{rule} Received: dtype={dtype}")
     return keras.ops.cast(shifts, "int32")
 
 
-def rank(name: str, tensor: Tensor, rank: int, form: str) -> None:
+def check_rank(name: str, tensor: Tensor, rank: int, form: str) -> None:
     """Refuses anything but a tensor of this rank, of the shape `form`."""
     if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype"):
         raise TypeError(

@@ -5,9 +5,11 @@ work for symbolic tensors, while tracing and for values. Values are read only
 where that is cheap.
 """
 
+from collections.abc import Callable
+
 import keras
 
-from inbatch_neg.arguments import rank, to_tensor
+from inbatch_neg.arguments import check_rank, to_tensor
 from inbatch_neg.backends import backend
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.types import Tensor
@@ -18,7 +20,9 @@ def to_tensors(batch: Batch) -> Batch:
     return Batch(*map(to_tensor, Batch._fields, batch))
 
 
-def vectors(query: Tensor, candidate: Tensor, several: bool = False) -> None:
+def check_vectors(
+    query: Tensor, candidate: Tensor, several: bool = False
+) -> None:
     """Refuses queries and candidates of a wrong shape or dtype.
 
     Args:
@@ -28,9 +32,9 @@ def vectors(query: Tensor, candidate: Tensor, several: bool = False) -> None:
     """
     for name, tensor in (("query", query), ("candidate", candidate)):
         if several and name == "query" and _has_vectors(query):
-            _vectors_a_row(query)
+            _check_vectors_per_row(query)
         else:
-            rank(name, tensor, 2, "(rows, dimensions)")
+            check_rank(name, tensor, 2, "(rows, dimensions)")
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         if not dtype.startswith(("float", "bfloat")):
             raise TypeError(
@@ -54,30 +58,47 @@ def vectors(query: Tensor, candidate: Tensor, several: bool = False) -> None:
         )
 
 
-def ids(
-    name: str,
-    tensor: Tensor,
-    rows: int | None,
-    of: str,
-) -> None:
-    """Refuses ids that are not one integer (or string) per row of `of`.
+def check_batch(batch: Batch) -> None:
+    """Refuses a batch whose tensors do not fit each other.
 
     Args:
-        name: Name of the argument.
-        tensor: The ids, or None.
-        rows: The required number of ids, None if unknown.
-        of: Name of the argument that has these rows.
+        batch: Symbolic tensors or values.
     """
+    check_vectors(batch.query, batch.candidate, several=True)
+    check_query_mask(batch.query_mask, batch.query)
+    for name in _FIELDS:
+        check_field(batch, name)
+
+
+def check_field(batch: Batch, name: str) -> None:
+    """Refuses one of `_FIELDS` that is not one such value per row.
+
+    Args:
+        batch: Symbolic tensors or values; the field may be missing.
+        name: Name of the field.
+    """
+    tensor = getattr(batch, name)
     if tensor is None:
         return
-    rank(name, tensor, 1, "(rows,)")
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    rows_of, check_dtype = _FIELDS[name]
+    check_rank(name, tensor, 1, "(rows,)")
+    check_dtype(name, keras.backend.standardize_dtype(tensor.dtype))
+    rows = getattr(getattr(batch, rows_of), "shape", (None,))[0]
+    if _differ(tensor.shape[0], rows):
+        raise ValueError(
+            f"`{name}` must have one entry per row of `{rows_of}`, {rows}. "
+            f"Received: {name}.shape={_shape(tensor)}"
+        )
+    if check_dtype is _check_probability_dtype and backend.is_readable(tensor):
+        _check_probabilities(name, tensor)
+
+
+def _check_id_dtype(name: str, dtype: str) -> None:
     if dtype not in backend.id_dtypes:
         rule = f"`{name}` must hold integers"
         if "string" in backend.id_dtypes:
             rule += " or strings"
         raise TypeError(f"{rule}{_id_remedy(dtype)} Received: dtype={dtype}")
-    _length(name, tensor, rows, of)
 
 
 def _id_remedy(dtype: str) -> str:
@@ -98,27 +119,16 @@ def _id_remedy(dtype: str) -> str:
     )
 
 
-def probability(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
-    """Refuses probabilities that are not one float per row of `of`.
-
-    Negative values and NaN are refused where values can be read.
-    """
-    if tensor is None:
-        return
-    rank(name, tensor, 1, "(rows,)")
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
+def _check_probability_dtype(name: str, dtype: str) -> None:
     if not dtype.startswith(("float", "bfloat")):
         raise TypeError(
             f"`{name}` must hold floats: probabilities or counts, not "
             f'logarithms. Fix: `keras.ops.cast({name}, "float32")`. '
             f"Received: dtype={dtype}"
         )
-    _length(name, tensor, rows, of)
-    if backend.is_readable(tensor):
-        _probability_values(name, tensor)
 
 
-def _probability_values(name: str, values: Tensor) -> None:
+def _check_probabilities(name: str, values: Tensor) -> None:
     """Refuses values that are below 0 or NaN."""
     wrong = ~(keras.ops.convert_to_numpy(values) >= 0)
     if wrong.any():
@@ -132,21 +142,30 @@ def _probability_values(name: str, values: Tensor) -> None:
         )
 
 
-def mask(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
-    """Refuses a mask that is not one bool per row of `of`."""
-    if tensor is None:
-        return
-    rank(name, tensor, 1, "(rows,)")
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
+def _check_mask_dtype(name: str, dtype: str) -> None:
     if dtype != "bool":
         raise TypeError(
             f"`{name}` must hold bools, True where a candidate may be a "
             f"negative. Received: dtype={dtype}"
         )
-    _length(name, tensor, rows, of)
 
 
-def query_mask(mask: Tensor, query: Tensor) -> None:
+def _check_weight_dtype(name: str, dtype: str) -> None:
+    if not dtype.startswith(("float", "bfloat", "int", "uint")):
+        raise TypeError(f"`{name}` must hold numbers. Received: dtype={dtype}")
+
+
+# The tensors with one entry per row: of which tensor, and of which dtypes.
+_FIELDS: dict[str, tuple[str, Callable[[str, str], None]]] = {
+    "candidate_ids": ("candidate", _check_id_dtype),
+    "candidate_sampling_probability": ("candidate", _check_probability_dtype),
+    "candidate_mask": ("candidate", _check_mask_dtype),
+    "query_ids": ("query", _check_id_dtype),
+    "sample_weight": ("query", _check_weight_dtype),
+}
+
+
+def check_query_mask(mask: Tensor, query: Tensor) -> None:
     """Refuses a mask that is not one bool per vector of `query`.
 
     Rows without any vector are refused where values can be read.
@@ -159,7 +178,7 @@ def query_mask(mask: Tensor, query: Tensor) -> None:
             "of which it masks some vectors. Do not pass it with one vector "
             f"per row. Received: query.shape={_shape(query)}"
         )
-    rank("query_mask", mask, 2, "(rows, vectors)")
+    check_rank("query_mask", mask, 2, "(rows, vectors)")
     dtype = keras.backend.standardize_dtype(mask.dtype)
     if dtype != "bool":
         raise TypeError(
@@ -188,48 +207,11 @@ def _query_mask_values(values: Tensor) -> None:
         )
 
 
-def weight(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
-    """Refuses weights that are not one number per row of `of`."""
-    if tensor is None:
-        return
-    rank(name, tensor, 1, "(rows,)")
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    if not dtype.startswith(("float", "bfloat", "int", "uint")):
-        raise TypeError(f"`{name}` must hold numbers. Received: dtype={dtype}")
-    _length(name, tensor, rows, of)
-
-
-def check_batch(batch: Batch) -> None:
-    """Refuses a batch whose tensors do not fit each other.
-
-    Args:
-        batch: Symbolic tensors or values.
-    """
-    vectors(batch.query, batch.candidate, several=True)
-    query_mask(batch.query_mask, batch.query)
-    rows, candidates = batch.query.shape[0], batch.candidate.shape[0]
-    check_candidate_fields(batch, candidates)
-    ids("query_ids", batch.query_ids, rows, "query")
-    weight("sample_weight", batch.sample_weight, rows, "query")
-
-
-def check_candidate_fields(batch: Batch, candidates: int | None) -> None:
-    """Refuses ids, probabilities and masks that do not fit the candidates."""
-    ids("candidate_ids", batch.candidate_ids, candidates, "candidate")
-    probability(
-        "candidate_sampling_probability",
-        batch.candidate_sampling_probability,
-        candidates,
-        "candidate",
-    )
-    mask("candidate_mask", batch.candidate_mask, candidates, "candidate")
-
-
 def _has_vectors(query: Tensor) -> bool:
     return len(getattr(query, "shape", ())) == 3
 
 
-def _vectors_a_row(query: Tensor) -> None:
+def _check_vectors_per_row(query: Tensor) -> None:
     """Refuses queries (B, P, D) without vectors, or with an unknown P."""
     if not query.shape[1]:
         raise ValueError(
@@ -237,14 +219,6 @@ def _vectors_a_row(query: Tensor) -> None:
             "number of vectors, 1 or more. Fix: pad rows that have fewer, and "
             "mask the padding with `query_mask`. Received: "
             f"query.shape={_shape(query)}"
-        )
-
-
-def _length(name: str, tensor: Tensor, rows: int | None, of: str) -> None:
-    if _differ(tensor.shape[0], rows):
-        raise ValueError(
-            f"`{name}` must have one entry per row of `{of}`, {rows}. "
-            f"Received: {name}.shape={_shape(tensor)}"
         )
 
 

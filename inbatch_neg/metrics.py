@@ -88,7 +88,7 @@ class InBatchTopKAccuracy(_InBatchMetric):
     def __init__(
         self, k: int = 1, name: str | None = None, dtype: str | None = None
     ) -> None:
-        self.k = arguments.integer("k", k, minimum=1)
+        self.k = arguments.check_integer("k", k, minimum=1)
         super().__init__(
             name=name or f"in_batch_top_{self.k}_accuracy", dtype=dtype
         )

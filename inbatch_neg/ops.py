@@ -98,7 +98,7 @@ def in_batch_softmax_loss(
     )
     batch = batch_checks.to_tensors(batch)
     batch_checks.check_batch(batch)
-    temperature = arguments.temperature(temperature)
+    temperature = arguments.check_temperature(temperature)
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
@@ -142,14 +142,14 @@ def rotation_logits(
     """
     query = arguments.to_tensor("query", query)
     candidate = arguments.to_tensor("candidate", candidate)
-    batch_checks.vectors(query, candidate)
+    batch_checks.check_vectors(query, candidate)
     if candidate.shape[0] != query.shape[0]:
         raise ValueError(
             "`candidate` must have as many rows as `query` to rotate. "
             f"Received: query.shape={tuple(query.shape)}, "
             f"candidate.shape={tuple(candidate.shape)}"
         )
-    shifts = arguments.shifts(shifts, query.shape[0])
+    shifts = arguments.check_shifts(shifts, query.shape[0])
     dtype = compute_dtype(query, candidate)
     query, candidate = ops.cast(query, dtype), ops.cast(candidate, dtype)
     positive = ops.sum(query * candidate, axis=1, keepdims=True)

@@ -98,7 +98,9 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
         # The tower casts its inputs and weights by its own policy.
         super().__init__(autocast=False, dtype="float32", **kwargs)
         self.tower = tower
-        self.chunk_size = arguments.integer("chunk_size", chunk_size, minimum=1)
+        self.chunk_size = arguments.check_integer(
+            "chunk_size", chunk_size, minimum=1
+        )
         self.supports_masking = True
         self._call_arguments = keras_private.CallArguments(tower)
         self._call_arguments.describe(self)

@@ -124,19 +124,22 @@ def checked(
         ValueError: for another value.
     """
     if seed is not None:
-        seed = arguments.integer("seed", seed, minimum=0, otherwise=" or None")
+        seed = arguments.check_integer(
+            "seed", seed, minimum=0, otherwise=" or None"
+        )
         if seed >= 2**63:
             raise ValueError(
                 "`seed` must be an integer below 2**63, or None. Received: "
                 f"seed={seed}"
             )
-    arguments.flag("batched", batched)
+    arguments.check_flag("batched", batched)
     return Options(
-        arguments.integer("batch_size", batch_size, minimum=2),
-        arguments.flag("shuffle", shuffle),
+        arguments.check_integer("batch_size", batch_size, minimum=2),
+        arguments.check_flag("shuffle", shuffle),
         seed,
         _names(columns),
-        arguments.choice("remainder", remainder, ("drop", "pad")) == "pad",
+        arguments.check_choice("remainder", remainder, ("drop", "pad"))
+        == "pad",
     )
 
 

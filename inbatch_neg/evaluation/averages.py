@@ -18,7 +18,7 @@ def lengths(k: Any) -> tuple[int, ...]:
     else:
         values = [k]
     return tuple(
-        sorted({arguments.integer("k", one, minimum=1) for one in values})
+        sorted({arguments.check_integer("k", one, minimum=1) for one in values})
     )
 
 

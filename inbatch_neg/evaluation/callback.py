@@ -127,20 +127,24 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         if candidate_ids is not None:
             self.candidate_ids = ids.as_ids("candidate_ids", candidate_ids)
         self.k = averages.lengths(k)
-        self.batch_size = arguments.integer("batch_size", batch_size, minimum=1)
+        self.batch_size = arguments.check_integer(
+            "batch_size", batch_size, minimum=1
+        )
         if not isinstance(prefix, str):
             raise TypeError(
                 f"`prefix` must be a string. Received: prefix={prefix!r}"
             )
         self.prefix = prefix
-        self.verbose = arguments.choice("verbose", verbose, ("auto", 0, 1))
-        self.similarity = arguments.choice(
+        self.verbose = arguments.check_choice(
+            "verbose", verbose, ("auto", 0, 1)
+        )
+        self.similarity = arguments.check_choice(
             "similarity", similarity, ("dot", "cosine")
         )
         self.sample_weight = sample_weight
         if sample_weight is not None:
             self.sample_weight = averages.weights(sample_weight)
-        self.coverage = arguments.flag("coverage", coverage)
+        self.coverage = arguments.check_flag("coverage", coverage)
         if not len(self.targets.row):
             raise ValueError(
                 "`targets` must hold at least one target. Received: "
@@ -198,7 +202,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             whose ids have no meaning. Candidates with equal scores are in
             any order.
         """
-        k = arguments.integer("k", k, minimum=1)
+        k = arguments.check_integer("k", k, minimum=1)
         query = self._embed("queries", "query_model", queries)
         candidate = self._embed(
             "candidates", "candidate_model", self.candidates

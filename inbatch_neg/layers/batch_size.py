@@ -39,7 +39,7 @@ class BatchSize:
         ):
             self.declared = batch_size
         else:
-            self.declared = arguments.integer(
+            self.declared = arguments.check_integer(
                 "batch_size",
                 batch_size,
                 minimum=2,

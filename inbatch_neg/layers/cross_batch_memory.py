@@ -81,8 +81,8 @@ class CrossBatchMemory(keras.layers.Layer):
     ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        self.capacity = arguments.integer("capacity", capacity, minimum=1)
-        self.warmup_steps = arguments.integer(
+        self.capacity = arguments.check_integer("capacity", capacity, minimum=1)
+        self.warmup_steps = arguments.check_integer(
             "warmup_steps", warmup_steps, minimum=0
         )
 
@@ -223,9 +223,9 @@ class CrossBatchMemory(keras.layers.Layer):
         self._steps.assign(ops.minimum(steps, warmup_steps))
 
     def _check(self, batch: Batch) -> None:
-        batch_checks.vectors(batch.candidate, batch.candidate)
-        batch_checks.check_candidate_fields(batch, batch.candidate.shape[0])
+        batch_checks.check_vectors(batch.candidate, batch.candidate)
         for name in ("candidate_ids", "candidate_sampling_probability"):
+            batch_checks.check_field(batch, name)
             value = getattr(batch, name)
             if (value is None) == (name in self._stored):
                 first, now = ("with", "without")[:: 1 if value is None else -1]

@@ -119,9 +119,13 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         self._temperature = Temperature(self, temperature, self.compute_dtype)
         # A variable is tracked as an attribute of the layer.
         self._temperature_variable = self._temperature.variable
-        self.symmetric = arguments.flag("symmetric", symmetric)
-        self.cross_replica = arguments.flag("cross_replica", cross_replica)
-        self.return_logits = arguments.flag("return_logits", return_logits)
+        self.symmetric = arguments.check_flag("symmetric", symmetric)
+        self.cross_replica = arguments.check_flag(
+            "cross_replica", cross_replica
+        )
+        self.return_logits = arguments.check_flag(
+            "return_logits", return_logits
+        )
         if self.symmetric and self.return_logits:
             raise ValueError(
                 "`symmetric=True` has two matrices of logits, so it cannot be "
@@ -132,7 +136,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         if self.sampling == "rotation" and not self.cross_replica:
             self._negatives.check_rows(self._batch_size.rows)
         if seed is not None:
-            seed = arguments.integer(
+            seed = arguments.check_integer(
                 "seed", seed, minimum=0, otherwise=" or None"
             )
         self.seed = seed

@@ -21,11 +21,11 @@ class NegativeSampling:
 
     def __init__(self, num_negatives: int | None, sampling: str) -> None:
         if num_negatives is not None:
-            num_negatives = arguments.integer(
+            num_negatives = arguments.check_integer(
                 "num_negatives", num_negatives, minimum=1, otherwise=" or None"
             )
         self.num_negatives = num_negatives
-        self.sampling = arguments.choice(
+        self.sampling = arguments.check_choice(
             "sampling", sampling, ("rotation", "hardest")
         )
         if sampling == "hardest" and num_negatives is None:

@@ -86,17 +86,19 @@ class StreamingSamplingProbability(keras.layers.Layer):
     ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        self.num_buckets = arguments.integer(
+        self.num_buckets = arguments.check_integer(
             "num_buckets", num_buckets, minimum=1
         )
-        self.num_hashes = arguments.integer("num_hashes", num_hashes, minimum=1)
+        self.num_hashes = arguments.check_integer(
+            "num_hashes", num_hashes, minimum=1
+        )
         if self.num_buckets * self.num_hashes >= 2**31:
             raise ValueError(
                 "`num_buckets` times `num_hashes` must be below 2^31. "
                 f"Received: num_buckets={num_buckets!r}, "
                 f"num_hashes={num_hashes!r}"
             )
-        self.learning_rate = arguments.positive_number(
+        self.learning_rate = arguments.check_positive_number(
             "learning_rate", learning_rate
         )
         if self.learning_rate > 1.0:
@@ -161,7 +163,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
         if training:
             same = global_batch.check_same_shapes(Batch(candidate_ids=ids))
             ids = same.candidate_ids
-        batch_checks.ids("candidate_ids", ids, None, "candidate")
+        _check_ids(ids)
         return self._estimate(ids, training)
 
     def _check(self, candidate_ids: Tensor) -> None:
@@ -173,9 +175,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
             )
         if keras_private.in_symbolic_call():
             if not replicas.symbolic_call_sees_means():
-                batch_checks.ids(
-                    "candidate_ids", candidate_ids, None, "candidate"
-                )
+                _check_ids(candidate_ids)
 
     def _estimate(self, ids: Tensor, training: bool | None) -> Tensor:
         """Returns the probabilities of checked ids, and may learn from them."""
@@ -234,7 +234,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
         self, candidate_ids: Tensor, training: bool | None = None
     ) -> keras.KerasTensor:
         """Returns the symbolic output."""
-        batch_checks.ids("candidate_ids", candidate_ids, None, "candidate")
+        _check_ids(candidate_ids)
         return keras.KerasTensor((candidate_ids.shape[0],), dtype="float32")
 
     def get_config(self) -> dict[str, Any]:
@@ -245,6 +245,11 @@ class StreamingSamplingProbability(keras.layers.Layer):
             "learning_rate": self.learning_rate,
             "num_hashes": self.num_hashes,
         }
+
+
+def _check_ids(candidate_ids: Tensor) -> None:
+    batch = Batch(candidate_ids=candidate_ids)
+    batch_checks.check_field(batch, "candidate_ids")
 
 
 def _rows(times: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def _checked(variable: keras.Variable) -> keras.Variable:
 
 def _number(value: Any) -> float:
     try:
-        return arguments.positive_number("temperature", value)
+        return arguments.check_positive_number("temperature", value)
     except TypeError as error:
         raise TypeError(
             f'{error}. Fix: pass `temperature="learned"` for a weight that '
