@@ -395,7 +395,7 @@ class _TranslatedStep:
 
 
 def translate_step_error(
-    parts: Sequence[str], translated: Callable[[], Exception]
+    part: str, translated: Callable[[], Exception]
 ) -> None:
     """Translates an error of the step that is being traced, from now on.
 
@@ -405,7 +405,7 @@ def translate_step_error(
     own error.
 
     Args:
-        parts: Texts, one of which is in the message of the error.
+        part: A text in the message of the error.
         translated: Makes the exception to raise instead.
     """
     for frame in _frames():
@@ -418,5 +418,5 @@ def translate_step_error(
             if not isinstance(step, _TranslatedStep):
                 step = _TranslatedStep(step)
                 setattr(model, name, step)
-            step.translations.update(dict.fromkeys(parts, translated))
+            step.translations[part] = translated
             return

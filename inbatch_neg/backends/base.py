@@ -262,7 +262,7 @@ class Backend:
         tensors: Sequence[Tensor],
         rows: int | None,
         message: str,
-        label: str,
+        name: str,
     ) -> list[Tensor]:
         """Returns the tensors of a batch; refuses a partial one at run time.
 
@@ -271,8 +271,7 @@ class Backend:
             rows: The number of rows that the first tensor must have, which
                 is static in the result; or None, for 2 or more.
             message: Of the backend's own exception.
-            label: A short form of the message that can be the name of an
-                operation.
+            name: Of the operation that fails, in that exception too.
         """
         return list(tensors)
 

@@ -103,26 +103,26 @@ class TensorFlowBackend(Backend):
         tensors: Sequence[Tensor],
         rows: int | None,
         message: str,
-        label: str,
+        name: str,
     ) -> list[Tensor]:
         """Asserts a number of rows that is unknown while tracing.
 
         All tensors wait for the assertion; otherwise an operation on another
-        tensor could fail first. XLA removes assertions, but it reports a
-        failing `ensure_shape` with its name, `label`.
+        tensor could fail first. XLA removes assertions, but not `ensure_shape`.
         """
         first = tensors[0]
         if first.shape[0] is not None:
             return list(tensors)
+        options = {"message": message, "name": name}
         actual = tf.shape(first)[0]
         if rows is None:
-            check = tf.debugging.assert_greater(actual, 1, message=message)
+            check = tf.debugging.assert_greater(actual, 1, **options)
         else:
-            check = tf.debugging.assert_equal(actual, rows, message=message)
+            check = tf.debugging.assert_equal(actual, rows, **options)
         checked = after_check(check, tensors)
         if rows is not None:
             shape = [rows, *first.shape[1:]]
-            checked[0] = tf.ensure_shape(checked[0], shape, name=label)
+            checked[0] = tf.ensure_shape(checked[0], shape, name=name)
         return checked
 
     def ensure_at_most_rows(

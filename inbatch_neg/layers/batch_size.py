@@ -8,8 +8,14 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from inbatch_neg import arguments, keras_private
+from inbatch_neg.backends import backend
+from inbatch_neg.types import Tensor
 
 ANY = "any"
+
+# The name of the operation that refuses a partial batch at run time, which is
+# in every error of it, also under XLA: the fix, in the characters of a name.
+OPERATION = "Partial_batch.Fix.inbatch_neg.full_batches"
 
 # The shape of the queries; None if the number of rows is unknown while tracing.
 Shape: TypeAlias = Sequence[int | None]
@@ -95,14 +101,26 @@ class BatchSize:
                 message += f" Fix for an export: {EXPORT_TOWER}"
             raise PartialBatchError(message)
 
-    def error(self, layer_name: str) -> PartialBatchError:
-        """The error for a batch whose rows are known only at run time."""
-        return PartialBatchError(_other_rows(layer_name, None, self.rows))
+    def ensure(
+        self, layer_name: str, tensors: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Returns the tensors; refuses a partial batch at run time, too.
 
-    @property
-    def label(self) -> str:
-        """The fix, in characters that the name of an operation may have."""
-        return f"Partial_batch.Fix.inbatch_neg.full_batches.data.{self.rows}"
+        For a step that is traced, also one of a known size: an error in a
+        later batch of another size reaches the step that is running.
+
+        Args:
+            layer_name: For the error.
+            tensors: Tensors or None; the first one is checked.
+        """
+        if not backend.asserts_rows():
+            return tensors
+
+        def error() -> PartialBatchError:
+            return PartialBatchError(_other_rows(layer_name, None, self.rows))
+
+        keras_private.translate_step_error(OPERATION, error)
+        return backend.ensure_rows(tensors, self.rows, str(error()), OPERATION)
 
 
 EXPORT_TOWER = (

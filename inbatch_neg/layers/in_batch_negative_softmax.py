@@ -276,19 +276,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             batch = global_batch.check_same_shapes(batch)
         self._check(batch)
         self._batch_size.check(self.name, tuple(batch.query.shape), training)
-        name, label = self.name, self._batch_size.label
-        message = str(self._batch_size.error(name))
-        if backend.asserts_rows():
-            # Also for a known size, so that the error of a later batch of
-            # another size is translated: the step that is running keeps its
-            # own error. That of an assertion begins with the message.
-            keras_private.translate_step_error(
-                (message.split(" or ")[0], label),
-                lambda: self._batch_size.error(name),
-            )
-        return Batch(
-            *backend.ensure_rows(batch, self._batch_size.rows, message, label)
-        )
+        return Batch(*self._batch_size.ensure(self.name, batch))
 
     def _one_direction(
         self, batch: Batch, training: bool | None, product_dtype: str | None
