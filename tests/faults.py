@@ -57,8 +57,8 @@ FAULTS = (
     Fault(
         "log q not subtracted from the positive",
         "softmax/scoring.py",
-        "own_bias = column_bias[:rows]",
-        "own_bias = None",
+        "positive_bias = column_bias[:rows]",
+        "positive_bias = None",
         "jax",
         ("softmax/test_logits.py::test_layout_of_the_logits[None-8]",),
     ),
@@ -89,14 +89,14 @@ FAULTS = (
     Fault(
         "positive masked by its own id",
         "softmax/chunks.py",
-        "not include_positive",
-        "include_positive",
+        "own = self.positives(scores, start)",
+        "pass",
         "jax",
         ("test_ops.py::test_each_rule[chunked-11-candidate_ids]",),
     ),
     Fault(
         "times the temperature",
-        "softmax/exact.py",
+        "softmax/loss.py",
         "query = query / temperature",
         "query = query * temperature",
         "torch",
@@ -113,7 +113,7 @@ FAULTS = (
     ),
     Fault(
         "sample weight dropped",
-        "softmax/exact.py",
+        "softmax/loss.py",
         'return results["loss"] * row_weight, gradient',
         'return results["loss"], gradient',
         "jax",
@@ -121,7 +121,7 @@ FAULTS = (
     ),
     Fault(
         "upstream gradient of row 0 for all rows",
-        "softmax/exact.py",
+        "softmax/loss.py",
         "ops.all(ops.equal(upstream, upstream[:1]))",
         "ops.all(ops.equal(upstream, upstream))",
         "jax",
@@ -129,7 +129,7 @@ FAULTS = (
     ),
     Fault(
         "gradient to a vector that lost",
-        "softmax/vectors.py",
+        "softmax/several_vectors.py",
         "result.append(ops.where(won, upstream, nothing))",
         "result.append(ops.where(won, nothing, upstream))",
         "jax",
@@ -267,7 +267,7 @@ FAULTS = (
     # Towers in chunks
     Fault(
         "dropout of a chunk drawn anew in its gradient",
-        "backends/chunked_torch.py",
+        "chunked_tower/torch.py",
         "state = self._states[number]",
         "state = self._states[-1]",
         "torch",
@@ -278,7 +278,7 @@ FAULTS = (
     ),
     Fault(
         "every chunk with the same dropout",
-        "backends/chunked_jax.py",
+        "chunked_tower/jax.py",
         "[new.get(id(v), x) for v, x in zip(state, values)]",
         "list(values)",
         "jax",
@@ -289,7 +289,7 @@ FAULTS = (
     ),
     Fault(
         "gradient of the last chunk dropped",
-        "backends/chunked_tensorflow_gradients.py",
+        "chunked_tower/tensorflow_gradients.py",
         "sums = [_sum(*pair) for pair in zip(sums, gradients)]",
         "pass",
         "tensorflow",
@@ -378,7 +378,7 @@ FAULTS = (
     ),
     Fault(
         "candidates of the wrong replica first",
-        "layers/replicas.py",
+        "layers/global_batch.py",
         "-collectives.index, axis=0",
         "collectives.index, axis=0",
         "jax",
