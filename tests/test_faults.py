@@ -6,6 +6,8 @@ import pytest
 
 from tests import faults
 
+pytestmark = pytest.mark.once
+
 
 def test_names():
     names = [fault.name for fault in faults.FAULTS]

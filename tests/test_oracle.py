@@ -7,6 +7,8 @@ import pytest
 
 from tests import oracle
 
+pytestmark = pytest.mark.once
+
 EYE2 = [[1.0, 0.0], [0.0, 1.0]]
 EYE3 = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 

@@ -5,6 +5,10 @@ import re
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 HERE = pathlib.Path(__file__).parent
 CALLS = HERE / "wrong_types.py"
 

@@ -12,6 +12,8 @@ from inbatch_neg import full_batches
 from tests.data import reading
 from tests.data.reading import epoch
 
+pytestmark = pytest.mark.once
+
 NUMBERS = np.arange(10)
 DAYS = np.arange(10).astype("datetime64[D]")
 RAGGED = [[1], [2, 3]] * 5

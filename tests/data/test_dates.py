@@ -12,6 +12,8 @@ import pytest
 from inbatch_neg import full_batches
 from tests.data import reading
 
+pytestmark = pytest.mark.once
+
 DATE = datetime.date(2020, 1, 2)
 MOMENT = datetime.datetime(2020, 1, 2)
 UTC = MOMENT.replace(tzinfo=datetime.timezone.utc)

@@ -8,6 +8,8 @@ import pytest
 
 from tests.docs import fences
 
+pytestmark = pytest.mark.once
+
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
 
 

@@ -12,6 +12,8 @@ from inbatch_neg.data import parquet, stream
 from tests.data import reading
 from tests.data.reading import column, epoch
 
+pytestmark = pytest.mark.once
+
 ROWS = 60
 
 

@@ -13,6 +13,8 @@ from inbatch_neg import full_batches
 from tests.data import reading
 from tests.data.reading import epoch
 
+pytestmark = pytest.mark.once
+
 NUMBERS = np.arange(10)
 PAIRS = {"user": np.arange(20), "item": np.arange(20)[::-1].copy()}
 DAYS = np.arange(10).astype("datetime64[D]")

@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[2]
 FENCE = re.compile(r"^```.*?^```$", re.S | re.M)
 

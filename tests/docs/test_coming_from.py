@@ -8,6 +8,8 @@ import pytest
 
 from tests.docs.coming_from import pages
 
+pytestmark = pytest.mark.once
+
 TORCH = ("pytorch-metric-learning", "sentence-transformers")
 KERAS = ("deepmatch", "keras-rs", "pasted-code", "tfrs")
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.docs import examples
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def data():

@@ -115,6 +115,8 @@ else:  # Keras 3.5 imports the module of a class by itself.
     assert keras.__version__.startswith("3.5."), keras.__version__
 import inbatch_neg
 
+pytestmark = pytest.mark.once
+
 keras.models.load_model("training.keras")
 print("loaded")
 """

@@ -34,6 +34,8 @@ assert keras.models.load_model("tower.keras")(ids).shape == (4, 4)
 assert not any(name.startswith("inbatch_neg") for name in sys.modules)
 import inbatch_neg
 
+pytestmark = pytest.mark.once
+
 loaded = keras.models.load_model("training.keras")
 print(loaded.train_on_batch({"user": ids, "item": ids}))
 """

@@ -9,6 +9,8 @@ import pytest
 import inbatch_neg
 from inbatch_neg import ops
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(__file__).parents[2]
 API = ROOT / "docs" / "api"
 

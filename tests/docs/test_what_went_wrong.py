@@ -10,6 +10,8 @@ import pytest
 import inbatch_neg
 from tests.docs import messages
 
+pytestmark = pytest.mark.once
+
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "what-went-wrong.md"
 
 

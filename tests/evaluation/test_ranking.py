@@ -5,6 +5,8 @@ import pytest
 
 from inbatch_neg.evaluation import ranking
 
+pytestmark = pytest.mark.once
+
 
 def places(*pairs):
     rows, columns = zip(*pairs) if pairs else ((), ())
