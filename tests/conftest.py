@@ -135,7 +135,8 @@ def _reason_to_skip(item):
         if BACKEND not in marker.args:
             return f"runs on {', '.join(marker.args)}"
     if os.environ.get("CI_ONCE_ELSEWHERE") and item.get_closest_marker("once"):
-        return "hardly depends on the backend, and runs elsewhere"
+        if not item.get_closest_marker("backends"):
+            return "hardly depends on the backend, and runs elsewhere"
     for marker in item.iter_markers("keras_at_least"):
         (oldest,) = marker.args
         if _numbers(keras.__version__) < _numbers(oldest):
