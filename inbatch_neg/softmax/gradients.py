@@ -25,8 +25,8 @@ Sums = tuple[list[Tensor], list[Tensor]]
 class Gradients:
     """Sums the gradients over the chunks.
 
-    If the chunks multiply in half precision, what is multiplied here is
-    rounded to it: the tables, and the queries times the weights of the rows.
+    If the chunks multiply in half precision, the tables are rounded to it; the
+    sums are not.
 
     Args:
         chunks: The chunks of the batch.
@@ -53,12 +53,12 @@ class Gradients:
             self._dtype = standardize_dtype(chunks.queries[0].dtype)
             # float16 has no normal numbers below 6e-5, which is p of 16,384
             # equal candidates, and none above 65504.
-            self._factor = 2.0**15 if self._dtype == "float16" else 1.0
+            factor = 2.0**15 if self._dtype == "float16" else 1.0
             # The weights may leave its range; their ratios do not.
             largest = ops.max(ops.abs(row_weight))
             largest = ops.where(largest > 0.0, largest, ops.ones_like(largest))
-            row_weight = row_weight / largest
-            scale = largest / self._factor
+            row_weight = row_weight * (factor / largest)
+            scale = largest / factor
             self._scales = scale, scale * chunks.scale
         self._row_weight = row_weight
 
@@ -86,12 +86,15 @@ class Gradients:
         weight = None
         if self._row_weight is not None:
             weight = chunks.rows_of(self._row_weight, start)[:, None]
+        if self._scales is not None:
+            # The weights are in the tables, which are rounded once, and not
+            # in the vectors, which have half precision already.
+            shares = [ops.cast(one * weight, self._dtype) for one in shares]
+            weight = None
         d_rows: dict[int, Tensor] = {}
         for share, (row, column) in zip(
             shares, several_vectors.pairs(d_queries, d_candidates)
         ):
-            if self._scales is not None:
-                share = ops.cast(share * self._factor, self._dtype)
             if "query" in self._wanted:
                 new = backend.matmul_no_grad(share, chunks.candidates[column])
                 d_rows[row] = d_rows[row] + new if row in d_rows else new
@@ -99,9 +102,7 @@ class Gradients:
                 continue
             part = chunks.rows_of(chunks.queries[row], start)
             if weight is not None:
-                part = weight * ops.cast(part, weight.dtype)
-            if self._scales is not None:
-                part = ops.cast(part, self._dtype)
+                part = weight * part
             part = chunks.without_repeats(part, index)
             # (D, R) by (R, C): the long side last is faster under XLA.
             d_candidates[column] = backend.addmm(
