@@ -48,6 +48,7 @@ class Gradients:
         self._chunks = chunks
         self._wanted = wanted
         self._query, self._candidate = query, candidate
+        self._row_weight = self._weight_in_tables = row_weight
         self._scales: tuple[Tensor, Tensor] | None = None
         if chunks.scale is not None:
             self._dtype = standardize_dtype(chunks.queries[0].dtype)
@@ -57,10 +58,9 @@ class Gradients:
             # The weights may leave its range; their ratios do not.
             largest = ops.max(ops.abs(row_weight))
             largest = ops.where(largest > 0.0, largest, ops.ones_like(largest))
-            row_weight = row_weight * (factor / largest)
+            self._weight_in_tables = row_weight * (factor / largest)
             scale = largest / factor
             self._scales = scale, scale * chunks.scale
-        self._row_weight = row_weight
 
     def zeros(self) -> Sums:
         """Returns the initial sums."""
@@ -72,7 +72,13 @@ class Gradients:
             ],
         )
 
-    def add(self, sums: Sums, index: Size, shares: Sequence[Tensor]) -> Sums:
+    def add(
+        self,
+        sums: Sums,
+        index: Size,
+        shares: Sequence[Tensor],
+        of_positives: Tensor = None,
+    ) -> Sums:
         """Returns `sums` with the gradients of a chunk added.
 
         Args:
@@ -80,16 +86,20 @@ class Gradients:
             index: Number of the chunk.
             shares: P tensors (R, C), the gradients of the scores that each
                 vector has won.
+            of_positives: (R,), a part of the gradients of the positives'
+                scores that is not in `shares`, if P is 1; or None.
         """
         chunks, (d_queries, d_candidates) = self._chunks, map(list, sums)
         start = chunks.start(index)
-        weight = None
+        weight: Tensor = None
         if self._row_weight is not None:
-            weight = chunks.rows_of(self._row_weight, start)[:, None]
+            weight = chunks.rows_of(self._weight_in_tables, start)[:, None]
         if self._scales is not None:
             # The weights are in the tables, which are rounded once, and not
             # in the vectors, which have half precision already.
             shares = [ops.cast(one * weight, self._dtype) for one in shares]
+            if of_positives is not None:
+                of_positives = of_positives * weight[:, 0]
             weight = None
         d_rows: dict[int, Tensor] = {}
         for share, (row, column) in zip(
@@ -108,19 +118,33 @@ class Gradients:
             d_candidates[column] = backend.addmm(
                 d_candidates[column], ops.transpose(part), share
             )
+        if of_positives is not None and "query" in self._wanted:
+            positives = chunks.rows_of(self._candidate, start)
+            d_rows[0] = d_rows[0] + of_positives[:, None] * positives
         for row, rows in d_rows.items():
             if weight is not None:
                 rows = weight * rows
             d_queries[row] = backend.update_rows(d_queries[row], start, rows)
         return d_queries, d_candidates
 
-    def joined(self, sums: Sums) -> tuple[Tensor, Tensor]:
-        """Returns the sums, in the shapes of query and candidate."""
+    def joined(
+        self, sums: Sums, of_positives: Tensor = None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the sums, in the shapes of query and candidate.
+
+        Args:
+            sums: From the last chunk.
+            of_positives: (B,), those of all chunks; or None.
+        """
         d_queries, d_candidates = sums
         d_candidates = [ops.transpose(d) for d in d_candidates]
         if self._scales is not None:
             d_queries = [d * self._scales[0] for d in d_queries]
             d_candidates = [d * self._scales[1] for d in d_candidates]
+        if of_positives is not None and "candidate" in self._wanted:
+            own = (self._row_weight * of_positives)[:, None] * self._query
+            extra = ops.zeros_like(self._candidate[ops.shape(own)[0] :])
+            d_candidates[0] = d_candidates[0] + ops.concatenate([own, extra])
         return (
             several_vectors.join(d_queries, self._query),
             several_vectors.join(d_candidates, self._candidate),

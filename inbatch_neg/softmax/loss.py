@@ -8,7 +8,8 @@ The B x C matrix of scores is never kept. For each chunk of R rows:
    where m_i is the largest unmasked score of the row;
 3. loss_i = -log p_ii, from the probability of the row's positive;
 4. the gradient of the scores, p_ij - 1 for the positive and p_ij for the
-   others. It is exactly 0 for a row without negatives, whose p_ii is 1;
+   others. It is exactly 0 for a row without negatives, whose p_ii is 1. Where
+   `_of_positives` says so, the positive's part is added after step 5;
 5. its products with candidates and queries, the rows weighted by w_i, are
    added to the sums (`gradients`):
 
@@ -201,30 +202,57 @@ def _over_chunks(
         probability = ops.softmax(scores)  # p, (R, C)
         positive = chunks.positives(probability, start)
         results = dict(results)
-        if "loss" in wanted:
-            results["positive_probability"] = backend.update_rows(
-                results["positive_probability"], start, positive
-            )
+        results["positive_probability"] = backend.update_rows(
+            results["positive_probability"], start, positive
+        )
         if differentiate:
-            d_scores = backend.update_diagonal(
-                probability, start, positive - 1.0
+            of_positives = _of_positives(chunks, positive)
+            if of_positives is None:
+                probability = backend.update_diagonal(
+                    probability, start, positive - 1.0
+                )
+            elif chunks.scale is not None:
+                probability = backend.update_diagonal(
+                    probability, start, ops.zeros_like(positive)
+                )
+            shares = several_vectors.shares(probability, better)
+            results["sums"] = gradients.add(
+                results["sums"], index, shares, of_positives
             )
-            shares = several_vectors.shares(d_scores, better)
-            results["sums"] = gradients.add(results["sums"], index, shares)
         return results
 
-    results: dict = {}
-    if "loss" in wanted:
-        results["positive_probability"] = ops.zeros_like(row_weight)
+    results: dict = {"positive_probability": ops.zeros_like(row_weight)}
     if differentiate:
         results["sums"] = gradients.zeros()
     results = dict(ops.fori_loop(0, chunks.count, visit, results))
+    positive = results.pop("positive_probability")
     if differentiate:
-        sums = gradients.joined(results.pop("sums"))
+        sums = gradients.joined(
+            results.pop("sums"), _of_positives(chunks, positive)
+        )
         results["query"], results["candidate"] = sums
     if "loss" in wanted:
-        results["loss"] = _losses(results.pop("positive_probability"), chunks)
+        results["loss"] = _losses(positive, chunks)
     return results
+
+
+def _of_positives(chunks: Chunks, probability: Tensor) -> Tensor:
+    """Returns the part of p - 1 of positives that stays out of the tables.
+
+    Writing into a table copies it on TensorFlow, so with one vector per row
+    the -1 stays out. In half precision all of p - 1 does, the largest entry,
+    which would be rounded. With several vectors it belongs to one of them, and
+    is in its table: None.
+
+    Args:
+        chunks: The chunks of the batch.
+        probability: (B,) or (R,), of the positives.
+    """
+    if len(chunks.queries) + len(chunks.candidates) > 2:
+        return None
+    if chunks.scale is None:
+        return -ops.ones_like(probability)
+    return probability - 1.0
 
 
 def _losses(positive_probability: Tensor, chunks: Chunks) -> Tensor:
