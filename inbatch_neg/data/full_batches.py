@@ -5,7 +5,7 @@ A library is imported only if the data comes from it.
 
 import pathlib
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -154,15 +154,7 @@ def _from_torch(data: Any, chosen: Options) -> Any:
 def _from_grain(data: Any, chosen: Options) -> Any:
     from inbatch_neg.data import grain
 
-    rows = None
-    if is_instance(data, "grain", "MapDataset"):
-        rows = len(data)
-        result = grain.from_map_dataset(data, chosen)
-    else:
-        result = grain.from_iter_dataset(data, chosen)
-    if uses_tensorflow():
-        return _deliver(grain.as_stream(result, chosen, rows))
-    return result
+    return _deliver(grain.from_dataset(data, chosen), grain.as_dataset)
 
 
 def _from_batches(data: Any, chosen: Options) -> Any:
@@ -176,9 +168,7 @@ def _from_batches(data: Any, chosen: Options) -> Any:
         )
     if isinstance(data, Iterator):
         stream = iterables.from_iterator(data, chosen)
-        if uses_tensorflow():
-            return _deliver(stream)
-        return iterables.as_generator(stream)
+        return _deliver(stream, iterables.as_generator)
     return _deliver(iterables.from_iterable(data, chosen))
 
 
@@ -223,12 +213,15 @@ def _refuse_batches(data: Any) -> None:
         )
 
 
-def _deliver(stream: Stream) -> Any:
+def _deliver(
+    stream: Stream, elsewhere: Callable[[Stream], Any] = StreamBatches
+) -> Any:
+    """Returns what `fit` takes: `tf.data` on TensorFlow, or `elsewhere`."""
     if uses_tensorflow():
         from inbatch_neg.data import tensorflow
 
         return tensorflow.from_stream(stream)
-    return StreamBatches(stream)
+    return elsewhere(stream)
 
 
 def _are_files(data: Any) -> bool:

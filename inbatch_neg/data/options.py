@@ -1,12 +1,13 @@
 """The arguments of `full_batches`, checked, and the rules for the rows."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from inbatch_neg import arguments, keras_private
+from inbatch_neg.data import nests
 
 # Rows in the shuffle buffer of data that is read in order.
 SHUFFLE_BUFFER = 2**17
@@ -36,16 +37,19 @@ class Options(NamedTuple):
             return self.seed
         return int(np.random.randint(2**31))
 
-    def check_rows(self, rows: int, hint: str = "", log: bool = True) -> None:
+    def check_rows(
+        self, rows: int, hint: Callable[[], str] = str, log: bool = True
+    ) -> None:
         """Refuses data that fills no batch, and logs how much is left out.
 
         Args:
             rows: The number of rows.
-            hint: Text to append to the error, such as a `batch_hint`.
+            hint: Returns text to append to the error, such as `hint_of_row`;
+                called if there are rows.
             log: Whether to log.
         """
         if rows < (1 if self.pad else self.batch_size):
-            self.refuse_too_few(f"{rows} rows.{hint}")
+            self.refuse_too_few(f"{rows} rows.{hint() if rows else ''}")
         if log:
             self.log_left_out(rows)
 
@@ -99,6 +103,12 @@ def batch_hint(shapes: list[Any]) -> str:
         f" Each row looks like a batch of {shapes[0][0]} rows: if so, pass "
         "`batched=True`."
     )
+
+
+def hint_of_row(row: Any) -> str:
+    """Returns the `batch_hint` for a row of any form."""
+    leaves = nests.leaves(nests.as_nest(row))
+    return batch_hint([getattr(leaf, "shape", ()) for leaf in leaves])
 
 
 def checked(

@@ -34,6 +34,8 @@ class Stream:
         rows: The number of rows, if it is known.
         endless: Whether the source never ends.
         once: Whether the source can be read only once.
+        random_access: Whether the source itself yields its rows in random
+            order, so that no buffer is needed.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Stream:
         rows: int | None = None,
         endless: bool = False,
         once: bool = False,
+        random_access: bool = False,
     ) -> None:
         self.options = options
         self.rows = rows
         self.endless = endless
         self.once = once
+        self._random_access = random_access
         self._open_epoch = open_epoch
         self._seed = options.order_seed() if options.shuffle else None
         self._logged = rows is not None
@@ -74,7 +78,7 @@ class Stream:
         if self._seed is not None:
             rng = np.random.default_rng((self._seed, number))
         chunks = self._chunks(number, rng)
-        if rng is not None:
+        if rng is not None and not self._random_access:
             chunks = _shuffled(chunks, rng)
         options = self.options
         rows = 0

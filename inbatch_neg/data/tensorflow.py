@@ -141,8 +141,8 @@ def from_dataset(
     rows = dataset.unbatch() if batched else dataset
     size = int(rows.cardinality())
     if size >= 0:
-        hint = "" if batched else batch_hint(_shapes(dataset.element_spec))
-        options.check_rows(size, hint)
+        shapes = [] if batched else _shapes(dataset.element_spec)
+        options.check_rows(size, lambda: batch_hint(shapes))
     if options.shuffle:
         buffer = min(size, SHUFFLE_BUFFER) if size > 0 else SHUFFLE_BUFFER
         rows = rows.shuffle(buffer, options.seed, reshuffle_each_iteration=True)

@@ -12,7 +12,7 @@ from torch.utils import data as torch_data
 
 from inbatch_neg import keras_private
 from inbatch_neg.data import columns, nests
-from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, batch_hint
+from inbatch_neg.data.options import SHUFFLE_BUFFER, Options, hint_of_row
 from inbatch_neg.data.padding import marked
 from inbatch_neg.data.stream import Stream, read_to_end
 from inbatch_neg.data.training_backend import uses_torch
@@ -34,8 +34,7 @@ def from_dataset(
         dataset = _CheckedRows(dataset, options)
     else:
         rows = _length(dataset, "`data`")
-        few = 0 < rows < options.batch_size
-        options.check_rows(rows, _hint(dataset[0]) if few else "")
+        options.check_rows(rows, lambda: hint_of_row(dataset[0]))
     return torch_data.DataLoader(
         dataset,
         batch_size=options.batch_size,
@@ -196,11 +195,6 @@ def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
     thread.start()
     thread.join()
     return opened.result()
-
-
-def _hint(row: Any) -> str:
-    leaves = nests.leaves(nests.as_nest(row))
-    return batch_hint([getattr(leaf, "shape", ()) for leaf in leaves])
 
 
 class _Collate:
