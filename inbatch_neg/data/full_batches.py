@@ -15,7 +15,7 @@ from inbatch_neg.data.keras_dataset import StreamBatches
 from inbatch_neg.data.nests import is_instance
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
-from inbatch_neg.data.training_backend import uses_tensorflow
+from inbatch_neg.data.training_backend import uses_tensorflow, uses_torch
 
 
 def full_batches(
@@ -142,13 +142,12 @@ def _from_files(data: Any, chosen: Options) -> Any:
 def _from_torch(data: Any, chosen: Options) -> Any:
     from inbatch_neg.data import torch
 
-    if is_instance(data, "torch.utils.data", "DataLoader"):
-        loader = torch.from_loader(data, chosen)
-    else:
-        loader = torch.from_dataset(data, chosen)
-    if uses_tensorflow():
-        return _deliver(torch.as_stream(loader, chosen))
-    return loader
+    if not is_instance(data, "torch.utils.data", "DataLoader"):
+        return _deliver(torch.from_dataset(data, chosen), torch.as_loader)
+    stream = torch.from_loader(data, chosen)
+    if uses_torch() and torch.is_full(data, chosen):
+        return data
+    return _deliver(stream, torch.as_loader)
 
 
 def _from_grain(data: Any, chosen: Options) -> Any:

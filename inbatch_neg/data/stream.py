@@ -36,6 +36,7 @@ class Stream:
         once: Whether the source can be read only once.
         random_access: Whether the source itself yields its rows in random
             order, so that no buffer is needed.
+        received: What to say of the source if there are too few rows.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Stream:
         endless: bool = False,
         once: bool = False,
         random_access: bool = False,
+        received: str = "",
     ) -> None:
         self.options = options
         self.rows = rows
         self.endless = endless
         self.once = once
         self._random_access = random_access
+        self._received = received
         self._open_epoch = open_epoch
         self._seed = options.order_seed() if options.shuffle else None
         self._logged = rows is not None
@@ -89,7 +92,7 @@ class Stream:
                     batch = padded(batch, size, options.batch_size)
                 yield batch
         if rows < (1 if options.pad else options.batch_size):
-            options.refuse_too_few(f"{rows} rows")
+            options.refuse_too_few(f"{rows} rows{self._received}")
         if not self._logged:
             self._logged = True
             options.log_left_out(rows)

@@ -10,6 +10,7 @@ import torch
 from torch.utils import data as torch_data
 
 from inbatch_neg import full_batches
+from inbatch_neg.data import stream
 from inbatch_neg.data import torch as source
 from tests.data import reading
 from tests.data.reading import BACKEND, column, epoch
@@ -59,7 +60,19 @@ def test_datasets(kind):
         reading.assert_static(dataset, 8)
     else:
         assert isinstance(dataset, torch_data.DataLoader)
-        assert dataset.batch_size == 8 and dataset.drop_last
+        for batch in dataset:
+            assert isinstance(batch, tuple)
+            assert isinstance(batch[0]["user"], torch.Tensor)
+
+
+class Sized(Stream):
+    def __len__(self):
+        return ROWS
+
+
+def test_an_iterable_dataset_with_a_length():
+    for data in (Sized(), loader(Sized())):
+        assert len(full_batches(data, 8)) == 2
 
 
 @pytest.mark.parametrize("kind", DATASETS)
@@ -70,7 +83,7 @@ def test_fit(kind):
 
 @pytest.mark.parametrize("kind", DATASETS)
 def test_shuffled_with_the_seed(kind, monkeypatch):
-    monkeypatch.setattr(source, "SHUFFLE_BUFFER", 7)
+    monkeypatch.setattr(stream, "SHUFFLE_BUFFER", 7)
 
     def epochs(seed):
         dataset = full_batches(DATASETS[kind](), 4, shuffle=True, seed=seed)
@@ -155,8 +168,6 @@ def test_a_full_loader(kind, workers):
     if BACKEND == "torch":
         # An iterable dataset may have too few rows, which nobody knows yet.
         assert (dataset is data) == (kind != "iterable")
-    elif BACKEND == "jax":
-        assert dataset.num_workers == workers
     batches = epoch(dataset)
     assert column(batches, "user").tolist() == list(range(16))
     reading.check_fit(dataset, batches=2)
@@ -183,6 +194,22 @@ def test_a_loader_is_regrouped():
     data = loader(size=3, drop_last=False)
     batches = epoch(full_batches(data, 8, batched=True))
     assert column(batches, "user").tolist() == list(range(16))
+
+
+class Workers(Rows):
+    """Says which worker has read a row; -1 is the process itself."""
+
+    def __getitem__(self, index):
+        worker = torch_data.get_worker_info()
+        return {"user": index, "worker": worker.id if worker else -1}
+
+
+@pytest.mark.parametrize("options", [{}, {"columns": ["worker"]}])
+def test_the_workers_of_a_loader(options):
+    batches = epoch(
+        full_batches(loader(Workers(), num_workers=2), 8, **options)
+    )
+    assert column(batches, "worker").tolist() == [0] * 8 + [1] * 8
 
 
 def test_columns_of_a_loader():
