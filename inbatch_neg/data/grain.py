@@ -6,7 +6,7 @@ from typing import Any
 
 import grain
 
-from inbatch_neg.data.options import Options, hint_of_row
+from inbatch_neg.data.options import Options, hint_of_rows
 from inbatch_neg.data.stream import Stream
 
 
@@ -21,10 +21,6 @@ def from_dataset(
         ValueError: if it is known to have fewer rows than a batch.
     """
     random_access = isinstance(dataset, grain.MapDataset)
-    rows = None
-    if random_access:
-        rows = len(dataset)
-        options.check_rows(rows, lambda: hint_of_row(dataset[0]))
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number
@@ -35,7 +31,13 @@ def from_dataset(
             source = source.to_iter_dataset()
         return iter(source.batch(options.batch_size))
 
-    return Stream(open_epoch, options, rows, random_access=random_access)
+    return Stream(
+        open_epoch,
+        options,
+        len(dataset) if random_access else None,
+        random_access=random_access,
+        hint=lambda: hint_of_rows(dataset),
+    )
 
 
 def as_dataset(stream: Stream) -> grain.IterDataset:

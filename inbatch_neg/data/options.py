@@ -1,8 +1,8 @@
 """The arguments of `full_batches`, checked, and the rules for the rows."""
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Options(NamedTuple):
             return self.seed
         return int(np.random.randint(2**31))
 
+    @keras_private.restore_model_state
     def check_rows(
         self, rows: int, hint: Callable[[], str] = str, log: bool = True
     ) -> None:
@@ -44,12 +45,13 @@ class Options(NamedTuple):
 
         Args:
             rows: The number of rows.
-            hint: Returns text to append to the error, such as `hint_of_row`;
-                called if there are rows.
+            hint: Returns text to append to the error, such as a `batch_hint`.
             log: Whether to log.
         """
         if rows < (1 if self.pad else self.batch_size):
-            self.refuse_too_few(f"{rows} rows.{hint() if rows else ''}")
+            raise ValueError(
+                f"{self._too_few()} Received: {rows} rows.{hint()}"
+            )
         if log:
             self.log_left_out(rows)
 
@@ -72,11 +74,6 @@ class Options(NamedTuple):
                 left_out,
                 rows,
             )
-
-    @keras_private.restore_model_state
-    def refuse_too_few(self, received: str) -> NoReturn:
-        """Raises the error for too few rows, also while a model reads them."""
-        raise ValueError(f"{self._too_few()} Received: {received}")
 
     def _too_few(self) -> str:
         """The error message for data that does not fill one batch."""
@@ -105,9 +102,9 @@ def batch_hint(shapes: list[Any]) -> str:
     )
 
 
-def hint_of_row(row: Any) -> str:
-    """Returns the `batch_hint` for a row of any form."""
-    leaves = nests.leaves(nests.as_nest(row))
+def hint_of_rows(rows: Iterable[Any]) -> str:
+    """Returns the `batch_hint` for the first of some rows, of any form."""
+    leaves = nests.leaves(nests.as_nest(next(iter(rows), None)))
     return batch_hint([getattr(leaf, "shape", ()) for leaf in leaves])
 
 

@@ -107,8 +107,6 @@ def from_dataset(dataset: pyarrow.dataset.Dataset, options: Options) -> Stream:
     for name in names:
         kind = dataset.schema.field(name).type
         columns.check_arrow_type(kind, f"data[{name!r}]")
-    rows = dataset.count_rows()
-    options.check_rows(rows)
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number
@@ -117,7 +115,7 @@ def from_dataset(dataset: pyarrow.dataset.Dataset, options: Options) -> Stream:
             columns=names, batch_size=_CHUNK, use_threads=True, **_AHEAD
         )
 
-    return Stream(open_epoch, options, rows)
+    return Stream(open_epoch, options, dataset.count_rows())
 
 
 def _mixed(

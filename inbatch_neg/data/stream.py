@@ -36,7 +36,10 @@ class Stream:
         once: Whether the source can be read only once.
         random_access: Whether the source itself yields its rows in random
             order, so that no buffer is needed.
-        received: What to say of the source if there are too few rows.
+        hint: Returns what to say of the source if it has too few rows.
+
+    Raises:
+        ValueError: if it is known to have fewer rows than a batch.
     """
 
     def __init__(
@@ -47,17 +50,19 @@ class Stream:
         endless: bool = False,
         once: bool = False,
         random_access: bool = False,
-        received: str = "",
+        hint: Callable[[], str] = str,
     ) -> None:
         self.options = options
         self.rows = rows
         self.endless = endless
         self.once = once
         self._random_access = random_access
-        self._received = received
+        self._hint = hint
         self._open_epoch = open_epoch
         self._seed = options.order_seed() if options.shuffle else None
-        self._logged = rows is not None
+        self._logged = False
+        if rows is not None:
+            self._check(rows)
 
     def num_batches(self) -> int | None:
         """The number of batches in an epoch, or None if it is unknown."""
@@ -91,11 +96,11 @@ class Stream:
                 if options.pad:
                     batch = padded(batch, size, options.batch_size)
                 yield batch
-        if rows < (1 if options.pad else options.batch_size):
-            options.refuse_too_few(f"{rows} rows{self._received}")
-        if not self._logged:
-            self._logged = True
-            options.log_left_out(rows)
+        self._check(rows)
+
+    def _check(self, rows: int) -> None:
+        self.options.check_rows(rows, self._hint, log=not self._logged)
+        self._logged = True
 
     def count(self) -> int:
         """Reads the source once, unless its number of rows is known.
@@ -108,8 +113,7 @@ class Stream:
         """
         if self.rows is None:
             self.rows = self._count()
-            self.options.check_rows(self.rows, log=not self._logged)
-            self._logged = True
+            self._check(self.rows)
         return self.options.num_batches(self.rows)
 
     def _count(self) -> int:

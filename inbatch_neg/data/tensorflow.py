@@ -30,9 +30,7 @@ def from_rows(rows: arrays.Rows, options: Options) -> tf.data.Dataset:
     def gather(batch: tf.Tensor, places: Any = None) -> Any:
         in_order = batch * size + tf.range(size, dtype=tf.int64)
         if places is None:
-            places = in_order
-            if options.pad:
-                places = tf.minimum(places, rows.rows - 1)
+            places = tf.minimum(in_order, rows.rows - 1)
         result = nests.map_leaves(
             lambda tensor, name: tf.gather(tensor, places), tensors
         )
@@ -129,8 +127,8 @@ def from_dataset(
         batched: Whether it holds batches.
 
     Raises:
-        ValueError: if there are fewer rows than a batch: at once, or at the
-            first iteration if the size is unknown.
+        ValueError: if there are fewer rows than a batch. If the size is
+            unknown, one batch is read to see it.
     """
     if options.columns is not None:
         as_element = _as_element(dataset.element_spec)
@@ -140,9 +138,12 @@ def from_dataset(
     _check_elements(dataset.element_spec, batched)
     rows = dataset.unbatch() if batched else dataset
     size = int(rows.cardinality())
-    if size >= 0:
-        shapes = [] if batched else _shapes(dataset.element_spec)
-        options.check_rows(size, lambda: batch_hint(shapes))
+    shapes = [] if batched else _shapes(dataset.element_spec)
+    options.check_rows(
+        size if size >= 0 else _count(rows.take(options.batch_size)),
+        lambda: batch_hint(shapes),
+        log=size >= 0,
+    )
     if options.shuffle:
         buffer = min(size, SHUFFLE_BUFFER) if size > 0 else SHUFFLE_BUFFER
         rows = rows.shuffle(buffer, options.seed, reshuffle_each_iteration=True)
@@ -153,15 +154,18 @@ def from_dataset(
     else:
         batches = rows.batch(options.batch_size, drop_remainder=drop)
     if options.pad:
-        batches = _count_for_keras(batches, options)
+        batches = _count_for_keras(batches)
         as_element = _as_element(batches.element_spec)
         batches = batches.map(_padding(options.batch_size, as_element))
     elif not drop:
         batches = _without_remainder(batches, options)
-    batches = batches.prefetch(tf.data.AUTOTUNE)
-    if int(batches.cardinality()) < 0:
-        _refuse_empty(batches, options)
-    return batches
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _count(dataset: tf.data.Dataset) -> int:
+    """Returns the number of elements, by reading them."""
+    zero = tf.constant(0, tf.int64)
+    return int(dataset.reduce(zero, lambda number, *_: number + 1))
 
 
 def _as_element(spec: Any) -> Callable[[tuple], Any]:
@@ -214,9 +218,7 @@ def _shapes(spec: Any) -> list[Any]:
     return [() if shape.rank is None else tuple(shape) for shape in shapes]
 
 
-def _count_for_keras(
-    batches: tf.data.Dataset, options: Options
-) -> tf.data.Dataset:
+def _count_for_keras(batches: tf.data.Dataset) -> tf.data.Dataset:
     """Counts the batches by reading them once, if their number is unknown.
 
     On TensorFlow, Keras runs one more step to find an unknown end. The static
@@ -224,9 +226,7 @@ def _count_for_keras(
     """
     if batches.cardinality() != tf.data.UNKNOWN_CARDINALITY:
         return batches
-    number = batches.reduce(tf.constant(0, tf.int64), lambda n, *_: n + 1)
-    if not int(number):
-        options.refuse_too_few("0 rows")
+    number = _count(batches)
     return batches.apply(tf.data.experimental.assert_cardinality(number))
 
 
@@ -276,26 +276,3 @@ def _without_remainder(
         )
 
     return batches.enumerate().filter(is_full).map(declare)
-
-
-def _refuse_empty(dataset: tf.data.Dataset, options: Options) -> None:
-    """Makes the iteration of a dataset of unknown size fail if it is empty.
-
-    An error inside `tf.data` would not be a `ValueError`, so the dataset gets
-    an `__iter__` that looks for a first batch.
-    """
-    kind = type(dataset)
-
-    class FullBatches(kind):  # type: ignore[misc, valid-type]
-        looked = False
-
-        def __iter__(self) -> Any:
-            if not self.looked:
-                for _ in self.take(1):
-                    break
-                else:
-                    options.refuse_too_few("fewer rows")
-                self.looked = True
-            return super().__iter__()
-
-    dataset.__class__ = FullBatches

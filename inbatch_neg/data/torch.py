@@ -10,7 +10,7 @@ import torch
 from torch.utils import data as torch_data
 
 from inbatch_neg.data import nests
-from inbatch_neg.data.options import Options, hint_of_row
+from inbatch_neg.data.options import Options, hint_of_rows
 from inbatch_neg.data.stream import Stream, read_to_end
 
 
@@ -24,7 +24,6 @@ def from_dataset(dataset: torch_data.Dataset, options: Options) -> Stream:
     rows = None
     if random_access or hasattr(dataset, "__len__"):
         rows = _length(dataset, "`data`")
-        options.check_rows(rows, lambda: hint_of_row(next(iter(dataset))))
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number
@@ -41,7 +40,13 @@ def from_dataset(dataset: torch_data.Dataset, options: Options) -> Stream:
             )
         )
 
-    return Stream(open_epoch, options, rows, random_access=random_access)
+    return Stream(
+        open_epoch,
+        options,
+        rows,
+        random_access=random_access,
+        hint=lambda: hint_of_rows(dataset),
+    )
 
 
 def from_loader(loader: torch_data.DataLoader, options: Options) -> Stream:
@@ -56,20 +61,20 @@ def from_loader(loader: torch_data.DataLoader, options: Options) -> Stream:
         rows = _length(loader.sampler, "The sampler of `data`")
     elif hasattr(loader.dataset, "__len__") and not loader.num_workers:
         rows = _length(loader.dataset, "`data`")
-    if rows is not None:
-        options.check_rows(rows)
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number, rng
         return _batches(loader)
 
-    received = ""
-    if loader.num_workers:
-        received = (
-            f" from a DataLoader with num_workers={loader.num_workers}. Each "
-            "worker makes batches of its own rows"
+    def hint() -> str:
+        if not loader.num_workers:
+            return ""
+        return (
+            f" The DataLoader has num_workers={loader.num_workers}, and each "
+            "worker makes batches of its own rows."
         )
-    return Stream(open_epoch, options, rows, received=received)
+
+    return Stream(open_epoch, options, rows, hint=hint)
 
 
 def is_full(loader: torch_data.DataLoader, options: Options) -> bool:

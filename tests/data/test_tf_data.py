@@ -85,13 +85,16 @@ def test_too_few_rows():
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_too_few_rows_of_unknown_size(shuffle):
-    dataset = full_batches(unknown(RANGE(3)), 4, shuffle=shuffle)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="`batch_size`.*4.*Received"):
-            iter(dataset)
     batched = unknown(RANGE(3).batch(2))
-    with pytest.raises(ValueError, match="`batch_size`.*4.*Received"):
-        iter(full_batches(batched, 4, shuffle=shuffle, batched=True))
+    for source in (unknown(RANGE(3)), batched):
+        with pytest.raises(ValueError, match="`batch_size`.*4.*: 3 rows"):
+            full_batches(source, 4, shuffle=shuffle, batched=source is batched)
+
+
+def test_data_without_an_end():
+    dataset = full_batches(RANGE(3).repeat(), 4)
+    (batch,) = epoch(dataset.take(1))
+    assert batch.tolist() == [0, 1, 2, 0]
 
 
 def test_batches_that_pass_for_rows(caplog):

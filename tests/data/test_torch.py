@@ -272,7 +272,10 @@ class Share(torch_data.IterableDataset):
 @pytest.mark.parametrize("size, workers", [(16, 0), (8, 2)])
 def test_a_loader_without_a_full_batch(size, workers):
     data = loader(Share(), size, num_workers=workers)
-    with pytest.raises(ValueError, match="`batch_size`.*otherwise.*empty"):
+    words = "`batch_size`.*otherwise.*empty"
+    if workers:
+        words += ".*num_workers=2, and each worker makes batches of its own"
+    with pytest.raises(ValueError, match=words):
         epoch(full_batches(data, size))
     if not workers:
         assert len(epoch(full_batches(loader(Share(), 7), 7))) == 2
