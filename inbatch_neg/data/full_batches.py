@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from inbatch_neg.data import arrays, iterables, nests, options
-from inbatch_neg.data.keras_dataset import StreamBatches
+from inbatch_neg.data.keras_dataset import ArrayBatches, StreamBatches
 from inbatch_neg.data.nests import is_instance
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
@@ -124,7 +124,7 @@ def _from_memory(data: Any, chosen: Options) -> Any:
         from inbatch_neg.data import tensorflow
 
         return tensorflow.from_rows(rows, chosen)
-    return arrays.ArrayBatches(rows, chosen)
+    return ArrayBatches(rows, chosen)
 
 
 def _from_files(data: Any, chosen: Options) -> Any:

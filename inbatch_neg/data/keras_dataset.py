@@ -1,14 +1,122 @@
-"""A stream as a `PyDataset`, for `fit` on JAX and PyTorch."""
+"""A stream, or rows in memory, as a `PyDataset`, for JAX and PyTorch."""
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
-from inbatch_neg.data.one_reader import OneReader
+import keras
+import numpy as np
+
+from inbatch_neg.data.arrays import Rows, permutation
+from inbatch_neg.data.options import Options
+from inbatch_neg.data.padding import padded
 from inbatch_neg.data.stream import Stream, read_to_end
 
 # On a GPU, Keras reads one batch ahead.
 _MOST_LOOKED_AT = 2
+
+
+class OneReader(keras.utils.PyDataset):
+    """Base of the batches that Keras reads itself, on JAX and PyTorch.
+
+    With several workers, Keras 3.15 reads ahead to build the model, and trains
+    in the first epoch once more on what it has read, in place of the last
+    batches.
+    """
+
+    def _refuse(self, name: str, value: Any) -> NoReturn:
+        raise ValueError(
+            f"`{name}` of the result of `full_batches` cannot be changed: "
+            "with several workers, Keras would train twice on some batches "
+            "and leave out others. If loading needs them, pass `full_batches` "
+            "a PyDataset that has them, or a DataLoader. "
+            f"Received: {name}={value!r}"
+        )
+
+    @property
+    def workers(self) -> int:
+        """The number of workers, 1."""
+        return 1
+
+    @workers.setter
+    def workers(self, value: int) -> None:
+        if value not in (0, 1):
+            self._refuse("workers", value)
+
+    @property
+    def use_multiprocessing(self) -> bool:
+        """Whether the workers are processes: False."""
+        return False
+
+    @use_multiprocessing.setter
+    def use_multiprocessing(self, value: bool) -> None:
+        if value:
+            self._refuse("use_multiprocessing", value)
+
+
+class ArrayBatches(OneReader):
+    """Full batches of rows in memory, for `fit` on JAX and PyTorch.
+
+    If the rows are shuffled, every iteration has a new order, as every epoch
+    of `fit` has. Pass `shuffle=False` to `fit`, which would otherwise permute
+    the batches too.
+
+    Args:
+        rows: The `Rows`.
+        options: The `Options`.
+    """
+
+    def __init__(self, rows: Rows, options: Options) -> None:
+        super().__init__()
+        self._rows = rows
+        self._options = options
+        self._seed = options.order_seed() if options.shuffle else 0
+        self._epoch = 0
+        self._served = 0
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self._options.num_batches(self._rows.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        """Returns a batch of the current epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"There are {len(self)} batches, not {index + 1}")
+        self._served += 1
+        return self._batch(index, self._epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self._epoch
+        self._epoch += 1
+        for index in range(len(self)):
+            yield self._batch(index, epoch)
+
+    def on_epoch_end(self) -> None:
+        """Changes to the order of the next epoch, if this one has been read.
+
+        Keras calls this more than once per epoch, and also after it has read
+        a single batch to build the model.
+        """
+        if self._served >= len(self):
+            self._epoch += 1
+            self._served = 0
+
+    def _batch(self, index: int, epoch: int) -> Any:
+        size = self._options.batch_size
+        start, end = index * size, min((index + 1) * size, self._rows.rows)
+        if self._options.shuffle:
+            batch = self._rows.take(self._places(epoch)[start:end])
+        else:
+            batch = self._rows.between(start, end)
+        if self._options.pad:
+            batch = padded(batch, end - start, size)
+        return batch
+
+    def _places(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            places = permutation(self._rows.rows, self._seed, epoch)
+            self._order = epoch, places
+        return self._order[1]
 
 
 class StreamBatches(OneReader):

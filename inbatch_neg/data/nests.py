@@ -43,7 +43,7 @@ def as_nest(data: Any) -> Any:
     if isinstance(data, dict):
         return {name: as_nest(value) for name, value in data.items()}
     if isinstance(data, tuple):
-        return _tuple_like(data, [as_nest(value) for value in data])
+        return tuple_like(data, [as_nest(value) for value in data])
     if is_list_of_columns(data):
         return tuple(as_nest(value) for value in data)
     if is_instance(data, "datasets", "Dataset"):
@@ -135,7 +135,7 @@ def map_leaves(
             )
             for i, value in enumerate(nest)
         ]
-        return _tuple_like(nest, values)
+        return tuple_like(nest, values)
     return function(nest, *others, name)
 
 
@@ -191,7 +191,7 @@ def select(nest: Any, columns: tuple[str, ...] | None) -> Any:
     if columns is None:
         return nest
     if isinstance(nest, tuple) and nest:
-        return _tuple_like(nest, [select(nest[0], columns), *nest[1:]])
+        return tuple_like(nest, [select(nest[0], columns), *nest[1:]])
     if not isinstance(nest, dict):
         raise TypeError(
             "`columns` needs `data` with named columns: a dict or a frame, "
@@ -207,7 +207,8 @@ def select(nest: Any, columns: tuple[str, ...] | None) -> Any:
     return {name: nest[name] for name in columns}
 
 
-def _tuple_like(template: tuple, values: list) -> tuple:
+def tuple_like(template: Any, values: list) -> tuple:
+    """Returns a tuple, named as the template is."""
     if hasattr(template, "_fields"):
         return type(template)(*values)
     return tuple(values)

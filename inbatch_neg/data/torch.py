@@ -30,12 +30,12 @@ def from_dataset(dataset: torch_data.Dataset, options: Options) -> Stream:
         order = None
         if random_access and rng is not None:
             order = rng.permutation(rows).tolist()
-        return _batches(
+        return iter(
             torch_data.DataLoader(
                 dataset,
                 options.batch_size,
                 sampler=order,
-                collate_fn=_collate_rows,
+                collate_fn=_collate,
                 generator=_generator(),
             )
         )
@@ -64,7 +64,7 @@ def from_loader(loader: torch_data.DataLoader, options: Options) -> Stream:
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number, rng
-        return _batches(loader)
+        return map(_with_tuples, _opened(loader))
 
     def hint() -> str:
         if not loader.num_workers:
@@ -183,11 +183,6 @@ def _check_loader(loader: torch_data.DataLoader, options: Options) -> None:
         )
 
 
-def _batches(loader: torch_data.DataLoader) -> Iterator[Any]:
-    """Yields a loader's batches with tuples, of which PyTorch makes lists."""
-    return map(_with_tuples, _opened(loader))
-
-
 def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
     """Returns an iterator whose workers were started in a Python thread.
 
@@ -212,6 +207,7 @@ def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
 
 
 def _with_tuples(batch: Any) -> Any:
+    """Returns the batch with tuples, of which PyTorch makes lists."""
     if isinstance(batch, dict):
         return {name: _with_tuples(value) for name, value in batch.items()}
     if isinstance(batch, list) and not all(
@@ -221,12 +217,25 @@ def _with_tuples(batch: Any) -> Any:
     return batch
 
 
-def _collate_rows(rows: list[Any]) -> Any:
-    """Collates rows to a batch, or names the column for which it fails."""
+def _collate(rows: list[Any], name: str = "data") -> Any:
+    """Collates rows to a batch as PyTorch does, or names what fails."""
+    first = rows[0]
+    if isinstance(first, dict):
+        for row in rows:
+            if set(first) - set(row):
+                raise ValueError(
+                    f"All rows of `{name}` must have the same columns. "
+                    f"Received: a row with {list(first)} and one with "
+                    f"{list(row)}"
+                )
+        return {key: _column(rows, key, name) for key in first}
+    if isinstance(first, (tuple, list)) and len(set(map(len, rows))) == 1:
+        return nests.tuple_like(
+            first, [_column(rows, place, name) for place in range(len(first))]
+        )
     try:
         return torch_data.default_collate(rows)
-    except (TypeError, RuntimeError, KeyError) as error:
-        name = _column_that_fails(rows, "data")
+    except (TypeError, RuntimeError) as error:
         raise ValueError(
             f"The rows of `{name}` cannot be collated to a batch. Pad them to "
             "one shape, and encode values that are not numbers. PyTorch's "
@@ -234,29 +243,5 @@ def _collate_rows(rows: list[Any]) -> Any:
         ) from error
 
 
-def _column_that_fails(rows: list[Any], name: str) -> str:
-    """Returns the full name of the first column that cannot be collated.
-
-    Raises:
-        ValueError: if the rows do not have the same columns.
-    """
-    first = rows[0]
-    keys: Any = ()
-    if isinstance(first, dict):
-        keys = first
-        other = next((row for row in rows if set(keys) - set(row)), None)
-        if other is not None:
-            raise ValueError(
-                f"All rows of `{name}` must have the same columns. Received: "
-                f"a row with {list(first)} and one with {list(other)}"
-            )
-    elif isinstance(first, (tuple, list)):
-        if len({len(row) for row in rows}) == 1:
-            keys = range(len(first))
-    for key in keys:
-        values = [row[key] for row in rows]
-        try:
-            torch_data.default_collate(values)
-        except (TypeError, RuntimeError, KeyError):
-            return _column_that_fails(values, f"{name}[{key!r}]")
-    return name
+def _column(rows: list[Any], key: Any, name: str) -> Any:
+    return _collate([row[key] for row in rows], f"{name}[{key!r}]")

@@ -10,7 +10,7 @@ import pytest
 
 import inbatch_neg
 from inbatch_neg import full_batches
-from inbatch_neg.data import arrays
+from inbatch_neg.data import keras_dataset
 from tests.data import reading
 from tests.data.reading import BACKEND, epoch
 
@@ -249,13 +249,13 @@ def test_it_logs_what_is_left_out(caplog):
 def test_epochs_of_fit(monkeypatch):
     """Every epoch reads every batch once, in the order of that epoch."""
     read = []
-    batch_of = arrays.ArrayBatches._batch
+    batch_of = keras_dataset.ArrayBatches._batch
 
     def spy(self, index, number):
         read.append((number, index))
         return batch_of(self, index, number)
 
-    monkeypatch.setattr(arrays.ArrayBatches, "_batch", spy)
+    monkeypatch.setattr(keras_dataset.ArrayBatches, "_batch", spy)
     many = {name: np.tile(ids, 10) for name, ids in PAIRS.items()}
     dataset = full_batches(many, 8, shuffle=True, seed=7)
     reading.two_towers().fit(dataset, epochs=3, shuffle=False, verbose=0)
