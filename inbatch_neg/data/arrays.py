@@ -13,21 +13,23 @@ class Rows:
 
     Args:
         data: Arrays, lists, frames, tables, or a dict or tuple of these.
-        names: Columns to keep, or None for all.
+        options: The `Options`.
 
     Raises:
         TypeError: for anything else.
-        ValueError: if the numbers of rows differ.
+        ValueError: if the numbers of rows differ, or fill no batch.
     """
 
-    def __init__(self, data: Any, names: tuple[str, ...] | None) -> None:
-        nest = nests.select(nests.as_nest(data), names)
+    def __init__(self, data: Any, options: Options) -> None:
+        self.options = options
+        nest = nests.select(nests.as_nest(data), options.columns)
         self.arrays = nests.map_leaves(columns.as_array, nest)
         if not nests.leaves(self.arrays):
             raise ValueError(
                 f"`data` must have columns. Received: data={data!r}"
             )
         self.rows = nests.number_of_rows(self.arrays, "The arrays in `data`")
+        options.check_rows(self.rows)
 
     def take(self, places: np.ndarray) -> Any:
         """Returns the nest of the rows with these indices."""
@@ -51,16 +53,13 @@ def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
     return places
 
 
-def places_of_batches(
-    rows: int, options: Options, seed: int, epoch: int
-) -> np.ndarray:
+def places_of_batches(rows: Rows, seed: int, epoch: int) -> np.ndarray:
     """Returns the row indices of an epoch, (batches, batch_size).
 
     The last, partial batch is padded with its last row, or left out.
     """
-    places = permutation(rows, seed, epoch)
-    batches = options.num_batches(rows)
-    size = batches * options.batch_size
-    if size > rows:
-        places = np.pad(places, (0, size - rows), mode="edge")
-    return places[:size].reshape(batches, options.batch_size)
+    places = permutation(rows.rows, seed, epoch)
+    size = rows.options.num_batches(rows.rows) * rows.options.batch_size
+    if size > rows.rows:
+        places = np.pad(places, (0, size - rows.rows), mode="edge")
+    return places[:size].reshape(-1, rows.options.batch_size)

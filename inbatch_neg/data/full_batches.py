@@ -14,7 +14,6 @@ from inbatch_neg.data import arrays, iterables, nests, options
 from inbatch_neg.data.keras_dataset import ArrayBatches, StreamBatches
 from inbatch_neg.data.nests import is_instance
 from inbatch_neg.data.options import Options
-from inbatch_neg.data.stream import Stream
 from inbatch_neg.data.training_backend import uses_tensorflow, uses_torch
 
 
@@ -118,13 +117,7 @@ def _from_memory(data: Any, chosen: Options) -> Any:
             "unnamed inputs, `((users, items),)`, or the tuple `(x, y)`. "
             f"Received: a list of {len(data)}"
         )
-    rows = arrays.Rows(data, chosen.columns)
-    chosen.check_rows(rows.rows)
-    if uses_tensorflow():
-        from inbatch_neg.data import tensorflow
-
-        return tensorflow.from_rows(rows, chosen)
-    return ArrayBatches(rows, chosen)
+    return _deliver(arrays.Rows(data, chosen), ArrayBatches)
 
 
 def _from_files(data: Any, chosen: Options) -> Any:
@@ -213,14 +206,19 @@ def _refuse_batches(data: Any) -> None:
 
 
 def _deliver(
-    stream: Stream, elsewhere: Callable[[Stream], Any] = StreamBatches
+    source: Any, elsewhere: Callable[[Any], Any] = StreamBatches
 ) -> Any:
-    """Returns what `fit` takes: `tf.data` on TensorFlow, or `elsewhere`."""
+    """Returns what `fit` takes: `tf.data` on TensorFlow, or `elsewhere`.
+
+    Args:
+        source: A `Stream`, or `Rows` in memory.
+        elsewhere: Called with the source on JAX and PyTorch.
+    """
     if uses_tensorflow():
         from inbatch_neg.data import tensorflow
 
-        return tensorflow.from_stream(stream)
-    return elsewhere(stream)
+        return tensorflow.deliver(source)
+    return elsewhere(source)
 
 
 def _are_files(data: Any) -> bool:

@@ -8,7 +8,6 @@ import keras
 import numpy as np
 
 from inbatch_neg.data.arrays import Rows, permutation
-from inbatch_neg.data.options import Options
 from inbatch_neg.data.padding import padded
 from inbatch_neg.data.stream import Stream, read_to_end
 
@@ -63,13 +62,12 @@ class ArrayBatches(OneReader):
 
     Args:
         rows: The `Rows`.
-        options: The `Options`.
     """
 
-    def __init__(self, rows: Rows, options: Options) -> None:
+    def __init__(self, rows: Rows) -> None:
         super().__init__()
         self._rows = rows
-        self._options = options
+        self._options = options = rows.options
         self._seed = options.order_seed() if options.shuffle else 0
         self._epoch = 0
         self._served = 0

@@ -224,22 +224,15 @@ def _regrouped(
     pending: list[Any] = []
     waiting = 0
     for chunk in chunks:
-        rows = _rows_of(chunk)
-        start = 0
-        if waiting:
-            start = min(batch_size - waiting, rows)
-            pending.append(_copied(chunk, 0, start))
-            waiting += start
-            if waiting < batch_size:
-                continue
-            yield _joined(pending), batch_size
-            pending, waiting = [], 0
-        end = rows - (rows - start) % batch_size
-        for place in range(start, end, batch_size):
-            yield _copied(chunk, place, place + batch_size), batch_size
-        if end < rows:
-            pending = [_copied(chunk, end, rows)]
-            waiting = rows - end
+        rows, start = _rows_of(chunk), 0
+        while start < rows:
+            end = min(start + batch_size - waiting, rows)
+            pending.append(_copied(chunk, start, end))
+            waiting += end - start
+            start = end
+            if waiting == batch_size:
+                yield _joined(pending), batch_size
+                pending, waiting = [], 0
     if waiting:
         yield _joined(pending), waiting
 
@@ -260,7 +253,7 @@ def _shuffled(chunks: Iterator[Any], rng: np.random.Generator) -> Iterator[Any]:
             if held < SHUFFLE_BUFFER:
                 continue
             whole, filling = _joined(filling), []
-            pool = _joined([_part(whole, 0, SHUFFLE_BUFFER)])
+            pool = _part(whole, 0, SHUFFLE_BUFFER)
             chunk = _part(whole, SHUFFLE_BUFFER, held)
         for start in range(0, _rows_of(chunk), SHUFFLE_BUFFER):
             part = _part(chunk, start, start + SHUFFLE_BUFFER)
@@ -294,6 +287,8 @@ def _copied(chunk: Any, start: int, end: int) -> Any:
 
 
 def _joined(chunks: list[Any]) -> Any:
+    if len(chunks) == 1:
+        return chunks[0]
     return nests.map_leaves(
         lambda *leaves_and_name: np.concatenate(leaves_and_name[:-1]), *chunks
     )

@@ -16,16 +16,23 @@ from inbatch_neg.data.stream import Stream, read_to_end
 _logger = logging.getLogger("inbatch_neg")
 
 
-def from_rows(rows: arrays.Rows, options: Options) -> tf.data.Dataset:
+def deliver(source: arrays.Rows | Stream) -> tf.data.Dataset:
+    """Returns a dataset whose elements declare their number of rows."""
+    if isinstance(source, arrays.Rows):
+        return _from_rows(source)
+    return _from_stream(source)
+
+
+def _from_rows(rows: arrays.Rows) -> tf.data.Dataset:
     """Returns a dataset of rows in memory, gathered a batch at a time."""
+    options = rows.options
     tensors = nests.map_leaves(
         lambda array, name: tf.convert_to_tensor(array), rows.arrays
     )
     size, batches = options.batch_size, options.num_batches(rows.rows)
     dataset = tf.data.Dataset.range(batches)
     if options.shuffle:
-        places = _shuffled_places(rows.rows, options)
-        dataset = tf.data.Dataset.zip((dataset, places))
+        dataset = tf.data.Dataset.zip((dataset, _shuffled_places(rows)))
 
     def gather(batch: tf.Tensor, places: Any = None) -> Any:
         in_order = batch * size + tf.range(size, dtype=tf.int64)
@@ -41,19 +48,20 @@ def from_rows(rows: arrays.Rows, options: Options) -> tf.data.Dataset:
     )
 
 
-def _shuffled_places(rows: int, options: Options) -> tf.data.Dataset:
+def _shuffled_places(rows: arrays.Rows) -> tf.data.Dataset:
     """Returns a dataset of the row indices of each batch.
 
     NumPy makes the order once per iteration, as on the other backends.
     """
+    options = rows.options
     seed, epochs = options.order_seed(), itertools.count()
-    shape = (options.num_batches(rows), options.batch_size)
+    shape = (options.num_batches(rows.rows), options.batch_size)
 
     def order() -> np.ndarray:
-        return arrays.places_of_batches(rows, options, seed, next(epochs))
+        return arrays.places_of_batches(rows, seed, next(epochs))
 
     def batches(_: tf.Tensor) -> tf.data.Dataset:
-        dtype = tf.int32 if rows < 2**31 else tf.int64
+        dtype = tf.int32 if rows.rows < 2**31 else tf.int64
         places = tf.numpy_function(order, [], dtype)
         return tf.data.Dataset.from_tensor_slices(
             tf.ensure_shape(places, shape)
@@ -70,8 +78,8 @@ def _marked(batch: Any, mask: tf.Tensor) -> Any:
     return marked(batch, mask, tf.cast(mask, tf.float32), tf)
 
 
-def from_stream(stream: Stream) -> tf.data.Dataset:
-    """Returns a dataset whose elements declare their number of rows.
+def _from_stream(stream: Stream) -> tf.data.Dataset:
+    """Returns a dataset of the batches of a stream.
 
     Reads two batches at once: one to learn its structure, and one ahead.
 
