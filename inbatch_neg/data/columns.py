@@ -10,13 +10,6 @@ import numpy as np
 from inbatch_neg.data.nests import is_instance
 from inbatch_neg.data.training_backend import uses_tensorflow
 
-_KINDS = (
-    "an array, a pandas, polars or Arrow table, a dict or tuple of these, a "
-    "tf.data.Dataset, a PyTorch Dataset or DataLoader, a grain dataset, or "
-    "parquet files; with `batched=True`, a PyDataset, a generator or an "
-    "iterable of batches"
-)
-
 
 def as_array(column: Any, name: str) -> np.ndarray:
     """Returns the column as an array of numbers, bools or strings.
@@ -50,8 +43,9 @@ def as_array(column: Any, name: str) -> np.ndarray:
         array = np.asarray(column)
     else:
         raise TypeError(
-            f"`data` must be {_KINDS}. Received: {name} of type "
-            f"{type(column).__name__}"
+            "`data` must be arrays, tables, a dataset or parquet files; with "
+            "`batched=True`, an iterable of batches. Received: "
+            f"{name} of type {type(column).__name__}"
         )
     return _checked(array, name)
 
@@ -69,7 +63,7 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
         _refuse_missing(
             name, _rows_with(np.isnat(array)), len(array), str(array.dtype)
         )
-        _refuse_dates(name, str(array.dtype), _OF_NUMPY[kind])
+        _refuse_dates(name, array.dtype)
     if kind == "T":  # NumPy's strings of any length
         array = _from_objects(array.astype(object), name)
         kind = array.dtype.kind
@@ -78,19 +72,15 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
             name,
             "strings, which Keras takes on TensorFlow only",
             "Encode them as integers, as keras.layers.StringLookup or "
-            "pandas.factorize does.",
+            "pandas.factorize does",
         )
     # The kind of JAX's small floats, such as bfloat16, is V.
     if kind not in "biufOSU" and not array.dtype.name.startswith(
         ("bfloat", "float")
     ):
-        _refuse(name, f"{array.dtype} values", "Encode them as numbers.")
+        _refuse(name, f"{array.dtype} values", _ENCODE)
     if kind == "f" and array.dtype.itemsize > 8:
-        _refuse(
-            name,
-            f"{array.dtype} values",
-            "Convert them to float64: `column.astype('float64')`.",
-        )
+        _refuse(name, f"{array.dtype} values", "Cast them to float64")
     return array
 
 
@@ -99,44 +89,29 @@ def _rows_with(flags: np.ndarray) -> int:
     return int(flags.reshape(len(flags), -1).any(axis=1).sum())
 
 
-# How to encode dates and times as seconds, for NumPy's kinds and pandas'.
-_OF_NUMPY = {
-    "M": "numpy.array(column, 'datetime64[s]').astype('int64')",
-    "m": "numpy.array(column, 'timedelta64[s]').astype('int64')",
-}
-_OF_PANDAS = {
-    "M": "column.astype('datetime64[s]').astype('int64')",
-    "m": "column.astype('timedelta64[s]').astype('int64')",
-}
-_WITH_TIME_ZONE = "column.astype('datetime64[s, UTC]').astype('int64')"
 _PAD = (
-    "Pad the rows to one length and pass one array of shape (rows, length), "
-    "for example with keras.utils.pad_sequences or numpy.stack."
+    "Pad the rows to one length, with keras.utils.pad_sequences, or stack "
+    "them to one array with numpy.stack"
 )
-_FILL = "Fill them, for example with a separate id, or drop those rows."
+_FILL = "Fill them, for example with a separate id, or drop those rows"
+_ENCODE = "Encode them as numbers"
+_CAST = "Encode them as seconds or days (casts: docs/data.md#dates-and-times)"
 
 
 def _refuse(
     name: str, what: str, remedy: str, error: type[Exception] = TypeError
 ) -> NoReturn:
-    message = f"`{name}` holds {what}. {remedy}"
     if _SELECTABLE.fullmatch(name):
-        message += (
-            " A column that is not needed can be left out with `columns=`."
-        )
-    raise error(message)
+        remedy += ", or leave the column out with `columns=`"
+    raise error(f"`{name}` holds {what}. {remedy}.")
 
 
 # A named column of the data, or of the `x` of a tuple.
 _SELECTABLE = re.compile(r"""data(\[0\])?\[('[^']*'|"[^"]*")\]""")
 
 
-def _refuse_dates(name: str, what: str, expression: str) -> NoReturn:
-    _refuse(
-        name,
-        f"dates or times ({what})",
-        f"Encode them as numbers, as in `{expression}`.",
-    )
+def _refuse_dates(name: str, what: Any) -> NoReturn:
+    _refuse(name, f"dates or times ({what})", _CAST)
 
 
 def refuse_type(name: str, what: str) -> NoReturn:
@@ -156,20 +131,20 @@ def _refuse_missing(name: str, missing: int, rows: int, what: str) -> None:
 
 def _refuse_sparse(column: Any, name: str) -> None:
     if is_instance(column, "tensorflow", "RaggedTensor"):
-        _refuse(name, "a ragged tensor", "Pad it: `ragged.to_tensor()`.")
+        _refuse(name, "a ragged tensor", "Pad it: `ragged.to_tensor()`")
     if is_instance(column, "tensorflow", "SparseTensor"):
-        _refuse(name, "a sparse tensor", "Pass `tf.sparse.to_dense(tensor)`.")
+        _refuse(name, "a sparse tensor", "Pass `tf.sparse.to_dense(tensor)`")
     if is_instance(column, "scipy.sparse", "spmatrix", "sparray"):
-        _refuse(name, "a sparse matrix", "Pass `matrix.toarray()`.")
+        _refuse(name, "a sparse matrix", "Pass `matrix.toarray()`")
     if is_instance(column, "jax.experimental.sparse", "JAXSparse"):
-        _refuse(name, "a sparse array", "Pass `array.todense()`.")
+        _refuse(name, "a sparse array", "Pass `array.todense()`")
     if is_instance(column, "torch", "Tensor"):
         if column.is_nested:
             _refuse(name, "a nested tensor", _PAD)
         if column.layout != _strided():
-            _refuse(name, "a sparse tensor", "Pass `tensor.to_dense()`.")
+            _refuse(name, "a sparse tensor", "Pass `tensor.to_dense()`")
         if str(column.dtype) == "torch.bfloat16":
-            _refuse(name, "bfloat16 values", "Pass `tensor.float()`.")
+            _refuse(name, "bfloat16 values", "Pass `tensor.float()`")
 
 
 def _strided() -> Any:
@@ -193,17 +168,10 @@ def _from_pandas(column: Any, name: str) -> np.ndarray:
     if column.dtype.kind != "f" or not isinstance(column.dtype, np.dtype):
         missing = int(column.isna().sum())
         _refuse_missing(name, missing, len(column), dtype)
-    if column.dtype.kind in "Mm" or dtype.startswith(("date", "timestamp")):
-        kind = "m" if column.dtype.kind == "m" else "M"
-        expression = _OF_PANDAS[kind]
-        if ", tz=" in dtype or hasattr(column.dtype, "tz"):
-            expression = _WITH_TIME_ZONE
-        _refuse_dates(name, dtype, expression)
-    if dtype.startswith("period"):
-        _refuse_dates(name, dtype, "column.astype('int64')")
-    if dtype.startswith("time"):  # Arrow's; its number is that of the bits
-        bits = 32 if dtype.startswith("time32") else 64
-        _refuse_dates(name, dtype, f"column.astype('int{bits}[pyarrow]')")
+    if column.dtype.kind in "Mm" or dtype.startswith(
+        ("date", "time", "period")
+    ):
+        _refuse_dates(name, dtype)
     return np.asarray(column.to_numpy())
 
 
@@ -212,14 +180,14 @@ def _from_polars(column: Any, name: str) -> np.ndarray:
     kind = dtype.base_type().__name__
     _refuse_missing(name, column.null_count(), len(column), str(dtype))
     if dtype.is_temporal():
-        _refuse_dates(name, str(dtype), "column.to_physical()")
+        _refuse_dates(name, dtype)
     if kind == "List":
         _refuse(name, f"lists ({dtype})", _PAD)
     if kind == "Struct":
-        remedy = "Pass its fields as columns, as in `frame.unnest(name)`."
+        remedy = "Pass its fields as columns, as in `frame.unnest(name)`"
         _refuse(name, f"{dtype} values", remedy)
     if kind in ("Int128", "UInt128"):
-        _refuse(name, f"{dtype} values", "Encode them as 64-bit integers.")
+        _refuse(name, f"{dtype} values", "Encode them as 64-bit integers")
     if kind == "Array":
         values = _from_polars(column.explode(), name)
         return values.reshape(-1, dtype.size, *values.shape[1:])
@@ -270,20 +238,16 @@ def check_arrow_type(kind: Any, name: str) -> None:
     import pyarrow
 
     types = pyarrow.types
-    nested = types.is_fixed_size_list(kind) or types.is_dictionary(kind)
     while types.is_fixed_size_list(kind) or types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_temporal(kind):
-        if nested or types.is_interval(kind):
-            what = f"dates or times ({kind})"
-            _refuse(name, what, "Encode them as numbers.")
-        _refuse_dates(name, str(kind), f"column.cast('int{kind.bit_width}')")
+        _refuse_dates(name, kind)
     if types.is_list(kind) or types.is_large_list(kind):
         _refuse(name, f"lists ({kind})", _PAD)
     if types.is_null(kind):
         _refuse(name, "only missing values", _FILL, ValueError)
     if types.is_nested(kind) or types.is_decimal(kind):
-        _refuse(name, f"{kind} values", "Encode them as numbers.")
+        _refuse(name, f"{kind} values", _ENCODE)
 
 
 # Above this, not every integer is a float64.
@@ -298,7 +262,7 @@ def _refuse_rounded(column: list, name: str) -> None:
                 name,
                 "integers that floats would round, such as "
                 f"{value}, among floats or integers of another sign",
-                "Pass integers of one dtype, without NaN, or floats.",
+                "Pass integers of one dtype, without NaN, or floats",
                 ValueError,
             )
 
@@ -337,7 +301,7 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
         or issubclass(kind, (np.datetime64, np.timedelta64))
         for kind in kinds
     ):
-        _refuse_dates(name, "objects", _encode_objects(values))
+        _refuse_dates(name, "objects")
     if any(
         issubclass(kind, (list, tuple, set, np.ndarray)) or kind is dict
         for kind in kinds
@@ -345,7 +309,7 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
         _refuse(name, "lists or arrays (objects)", _PAD)
     if any(issubclass(kind, (str, bytes)) for kind in kinds):
         what = "strings and values of another type"
-        _refuse(name, what, "Make all of them strings, or none.")
+        _refuse(name, what, "Make all of them strings, or none")
     numbers = np.array(values.tolist()).reshape(array.shape)
     if numbers.dtype.kind not in "biuf" or (
         # Among floats, integers above 2**53 would be rounded.
@@ -356,18 +320,6 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
         _refuse(
             name,
             f"objects of type {', '.join(names)}",
-            "Encode them as numbers of one type.",
+            "Encode them as numbers of one type",
         )
     return numbers
-
-
-def _encode_objects(values: np.ndarray) -> str:
-    """Returns how to encode a column of Python's dates and times."""
-    first = values[0]
-    if isinstance(first, datetime.time):
-        return "[t.hour * 3600 + t.minute * 60 + t.second for t in column]"
-    if isinstance(first, (datetime.timedelta, np.timedelta64)):
-        return _OF_NUMPY["m"]
-    if getattr(first, "tzinfo", None) is not None:
-        return "[int(date.timestamp()) for date in column]"
-    return _OF_NUMPY["M"]

@@ -123,18 +123,7 @@ class BatchSize:
         return backend.ensure_rows(tensors, self.rows, str(error()), OPERATION)
 
 
-EXPORT_TOWER = (
-    "export the tower, as in `query_tower.export(path)`; serving needs no "
-    "more, and negatives are used in training only."
-)
-
-
-def _remedy(size: int | str) -> str:
-    return (
-        f"`inbatch_neg.full_batches(data, {size})`, or "
-        f"`dataset.batch({size}, drop_remainder=True)`; with a PyTorch "
-        "`DataLoader`, `drop_last=True`"
-    )
+EXPORT_TOWER = "export the tower, as in `query_tower.export(path)`."
 
 
 def _unknown_rows(layer_name: str, shape: Shape, largest: int | None) -> str:
@@ -145,23 +134,20 @@ def _unknown_rows(layer_name: str, shape: Shape, largest: int | None) -> str:
         shape: Shape of the queries.
         largest: The most rows of any earlier batch, None if there was none.
     """
-    example = largest or 64
     before = ""
     if largest:
         before = (
-            f" Or the model was traced for {largest} rows before, and the "
-            "batch size has changed. Fix: construct a new layer and call "
-            "`compile` again."
+            f"; the model was traced for {largest} rows before (if the batch "
+            "size has changed, construct a new layer and call `compile` again)"
         )
     return (
-        f"Partial batch. The number of rows is unknown: `{layer_name}` got "
-        f"queries of shape {_text(shape)}. Either the last batch of the data "
-        f"is smaller than the others. Fix: {_remedy('batch_size')}. Or all "
-        "batches are full, but a layer, a map, a generator or a `PyDataset` "
-        "lost their static size. Fix: construct the layer with the number of "
-        "rows, for example "
-        f"`InBatchNegativeSoftmax(batch_size={example})`.{before} If any size "
-        'is fine: `batch_size="any"`.'
+        "Partial batch. The number of rows is unknown: the last batch of the "
+        "data is smaller, or all are full and a layer, a map, a generator or "
+        "a `PyDataset` lost their static size. Fix: for a smaller batch "
+        f"{_full('batch_size')}; for a lost size construct the layer with "
+        f"`InBatchNegativeSoftmax(batch_size={largest or 64})`, or with "
+        '`batch_size="any"` if any will do. Received: queries of shape '
+        f"{_text(shape)} in `{layer_name}`{before}."
     )
 
 
@@ -177,24 +163,25 @@ def _other_rows(
     """
     size: int | str = "batch_size"
     wanted = "the same number of rows, 2 or more,"
-    changed = ""
     if expected is not None and expected != 1:
         size, wanted = expected, f"{expected} rows"
-        if shape is not None and shape[0] != 1:
-            changed = (
-                " If you changed the batch size on purpose, construct a new "
-                "layer (`compile` does not reset it)."
-            )
-    if shape is None:
-        got = f"`{layer_name}` got a batch with another number of rows"
-    else:
-        got = f"`{layer_name}` got queries of shape {_text(shape)}"
+    got = "another number of rows"
+    if shape is not None:
+        got = f"queries of shape {_text(shape)}"
         if shape[0] == 1:
-            got += ": a batch of one row has no negatives"
+            got += ", and one row has no negatives,"
     return (
-        f"Partial batch. Fix: {_remedy(size)}. {got}. Expected: {wanted} "
-        f"in every batch.{changed} If any size is fine, construct the layer "
-        'with `batch_size="any"`.'
+        f"Partial batch. Fix: {_full(size)}; for another size construct a new "
+        'layer, for any size one with `batch_size="any"`. Expected: '
+        f"{wanted} in every batch. Received: {got} in `{layer_name}`."
+    )
+
+
+def _full(size: int | str) -> str:
+    return (
+        f"`inbatch_neg.full_batches(data, {size})`, or "
+        f"`dataset.batch({size}, drop_remainder=True)`, or `drop_last=True` "
+        "in a `DataLoader`"
     )
 
 

@@ -198,7 +198,7 @@ COLUMNS = {
             [[day] for day in DAYS.tolist()], dtype=polars.Array(polars.Date, 1)
         ),
         "dates",
-        "to_physical",
+        "Encode",
     ),
 }
 

@@ -64,7 +64,7 @@ def assert_words(error, *words):
     # Both remedies, where the rows are unknown; else that of a smaller batch.
     assert message.startswith((REMEDY, UNKNOWN)), message
     if message.startswith(UNKNOWN):
-        assert "Fix: `inbatch_neg.full_batches(data, batch_size)`" in message
+        assert "Fix: for a smaller batch `inbatch_neg.full_batches(" in message
         assert "lost their static size" in message
         assert "`InBatchNegativeSoftmax(batch_size=" in message
     for word in ("drop_remainder=True", "drop_last=True", *words):
