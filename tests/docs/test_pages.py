@@ -13,6 +13,8 @@ import inbatch_neg
 from tests.docs import fences
 from tests.helpers import value_and_gradients
 
+pytestmark = pytest.mark.once
+
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 # docs/training.md and docs/serving.md have tests of their own; docs/replicas.md
 # needs several workers, and tests/replicas runs its code.
@@ -114,8 +116,6 @@ except TypeError as error:
 else:  # Keras 3.5 imports the module of a class by itself.
     assert keras.__version__.startswith("3.5."), keras.__version__
 import inbatch_neg
-
-pytestmark = pytest.mark.once
 
 keras.models.load_model("training.keras")
 print("loaded")

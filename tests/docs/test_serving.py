@@ -12,6 +12,8 @@ import pytest
 import inbatch_neg
 from tests.docs import fences
 
+pytestmark = pytest.mark.once
+
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
 
 
@@ -33,8 +35,6 @@ ids = keras.ops.arange(4)
 assert keras.models.load_model("tower.keras")(ids).shape == (4, 4)
 assert not any(name.startswith("inbatch_neg") for name in sys.modules)
 import inbatch_neg
-
-pytestmark = pytest.mark.once
 
 loaded = keras.models.load_model("training.keras")
 print(loaded.train_on_batch({"user": ids, "item": ids}))
