@@ -110,10 +110,8 @@ def refuse_keras_2(name: str, value: Any) -> None:
         if kind.__module__.startswith(("tf_keras.", "tensorflow.python.keras")):
             raise TypeError(
                 f"`{name}` comes from Keras 2, and this package is for Keras "
-                "3. Fix: build the model with `import keras`, or with "
-                "`tf.keras` without TF_USE_LEGACY_KERAS in the environment. "
-                "Received: "
-                f"{kind.__module__}.{kind.__qualname__}"
+                "3. Fix: `import keras`, or unset TF_USE_LEGACY_KERAS. "
+                f"Received: {kind.__module__}.{kind.__qualname__}"
             )
 
 
@@ -121,7 +119,7 @@ def check_shifts(shifts: Any, rows: int | None) -> Tensor:
     """Returns shifts (N,) int32; refuses known ones that do not rotate."""
     rule = (
         "`shifts` must be one or more integers, none a multiple of the "
-        "number of rows: that would make the positive its own negative."
+        "number of rows: a positive would be its own negative."
     )
     if isinstance(shifts, np.ndarray) and shifts.dtype.kind in "iu":
         shifts = shifts.tolist() if shifts.ndim == 1 else shifts
@@ -156,8 +154,8 @@ def check_rank(name: str, tensor: Tensor, rank: int, form: str) -> None:
             hint = f" Fix: `keras.ops.squeeze({name}, 1)` after the tower."
         elif rank == 2 and len(tensor.shape) > 2:
             hint = (
-                " Fix: end the tower with `keras.layers.Flatten()`, or pool "
-                "its steps with `keras.layers.GlobalAveragePooling1D()`."
+                " Fix: end the tower with `keras.layers.Flatten()` or "
+                "`keras.layers.GlobalAveragePooling1D()`."
             )
         raise ValueError(
             f"`{name}` must have shape {form}.{hint} Received: "

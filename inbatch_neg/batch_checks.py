@@ -42,19 +42,17 @@ def check_vectors(
             )
     rows, *_, dimensions = query.shape
     candidates, candidate_dimensions = candidate.shape
+    shapes = f"query.shape={_shape(query)}, candidate.shape={_shape(candidate)}"
     if _differ(dimensions, candidate_dimensions):
         raise ValueError(
-            "`query` and `candidate` must have the same number of "
-            "dimensions (columns). Fix: give both towers the same output size. "
-            f"Received: query.shape={_shape(query)}, "
-            f"candidate.shape={_shape(candidate)}"
+            "`query` and `candidate` must have the same number of dimensions "
+            "(columns). Fix: give both towers the same output size. "
+            f"Received: {shapes}"
         )
     if _known(rows, candidates) and candidates < rows:
         raise ValueError(
-            "`candidate` must have at least as many rows as `query`: row i "
-            "is the positive of query i, and further rows are extra negatives. "
-            f"Received: query.shape={_shape(query)}, "
-            f"candidate.shape={_shape(candidate)}"
+            "`candidate` must have at least as many rows as `query`: row i is "
+            f"the positive of query i. Received: {shapes}"
         )
 
 
@@ -104,15 +102,11 @@ def _check_id_dtype(name: str, dtype: str) -> None:
 def _id_remedy(dtype: str) -> str:
     if dtype == "string":
         return (
-            " on this backend. Fix: map strings to integers in the input "
-            "pipeline, with `keras.layers.StringLookup` or "
-            "`keras.layers.Hashing`."
+            " on this backend. Fix: map strings to integers in the data, with "
+            "`keras.layers.StringLookup` or `keras.layers.Hashing`."
         )
     if dtype.startswith("uint"):
-        return (
-            " that this backend can sort. Fix: cast them to int64 when they "
-            "are read, or number them from 0."
-        )
+        return " that this backend can sort. Fix: cast them to int64."
     return (
         ", since large ids become equal as floats. Fix: cast them to integers "
         "when they are read, before they become floats."
@@ -135,10 +129,9 @@ def _check_probabilities(name: str, values: Tensor) -> None:
         example = float(values[int(wrong.argmax())])
         raise ValueError(
             f"`{name}` must hold numbers of 0 or more: probabilities or "
-            "counts themselves, not their logarithms. Fix: "
-            f"`keras.ops.exp({name})` if these are logarithms. Received: "
-            f"{wrong.sum()} of {len(wrong)} values below 0 or NaN, for example "
-            f"{example:.6g}"
+            f"counts, not their logarithms. Fix: `keras.ops.exp({name})`. "
+            f"Received: {wrong.sum()} of {len(wrong)} values below 0 or NaN, "
+            f"for example {example:.6g}"
         )
 
 
@@ -174,9 +167,9 @@ def check_query_mask(mask: Tensor, query: Tensor) -> None:
         return
     if not _has_vectors(query):
         raise ValueError(
-            "`query_mask` needs queries of shape (rows, vectors, dimensions), "
-            "of which it masks some vectors. Do not pass it with one vector "
-            f"per row. Received: query.shape={_shape(query)}"
+            "`query_mask` needs queries of shape (rows, vectors, dimensions). "
+            "Do not pass it with one vector per row. "
+            f"Received: query.shape={_shape(query)}"
         )
     check_rank("query_mask", mask, 2, "(rows, vectors)")
     dtype = keras.backend.standardize_dtype(mask.dtype)
@@ -201,9 +194,9 @@ def _query_mask_values(values: Tensor) -> None:
     if empty.any():
         raise ValueError(
             "`query_mask` must be True for at least one vector of every row. "
-            "Fix: drop such rows, or keep any vector and give the row a "
-            f"`sample_weight` of 0. Received: row {int(empty.argmax())} "
-            "without any"
+            "Fix: drop such rows, or keep any vector and pass a "
+            "`sample_weight` of 0. "
+            f"Received: row {int(empty.argmax())} without any"
         )
 
 
@@ -217,8 +210,7 @@ def _check_vectors_per_row(query: Tensor) -> None:
         raise ValueError(
             "`query` of shape (rows, vectors, dimensions) must have a static "
             "number of vectors, 1 or more. Fix: pad rows that have fewer, and "
-            "mask the padding with `query_mask`. Received: "
-            f"query.shape={_shape(query)}"
+            f"pass a `query_mask`. Received: query.shape={_shape(query)}"
         )
 
 

@@ -149,12 +149,9 @@ class TowerCall:
         if losses:
             raise ValueError(
                 "`tower` must not call `add_loss` or have an "
-                "`activity_regularizer`: each loss would be that of a chunk, "
-                "not of the batch. Fix: apply the loss, or a "
-                "`keras.layers.ActivityRegularization`, to the outputs of the "
-                "`ChunkedTower`. "
-                f"Received: tower={self.tower.name!r}, which added "
-                f"{len(losses)} losses"
+                "`activity_regularizer`: each loss would be that of a chunk. "
+                "Fix: apply the loss to the outputs of the `ChunkedTower`. "
+                f"Received: tower={self.tower.name!r} with {len(losses)} losses"
             )
 
     def _refuse_assigned_weights(
@@ -163,9 +160,8 @@ class TowerCall:
         for variable in assigned.values():
             if variable.trainable:
                 raise ValueError(
-                    "`tower` must not assign a trainable weight in its call, "
-                    "as `keras.layers.SpectralNormalization` does: each chunk "
-                    "would use a different weight. Train the tower without "
+                    "`tower` must not assign a trainable weight in its call: "
+                    "each chunk would use a different one. Train it without "
                     f"`ChunkedTower`. Received: tower={self.tower.name!r}, "
                     f"which assigned {variable.path!r}"
                 )
@@ -183,9 +179,8 @@ class TowerCall:
             if known and actual != expected:
                 raise ValueError(
                     "`tower` must return tensors with one entry per row of "
-                    "its inputs, since it gets only some rows at a time. "
-                    f"Received: tower={self.tower.name!r}, which returned "
-                    f"shape {shape} for {expected} rows"
+                    f"its inputs. Received: tower={self.tower.name!r}, which "
+                    f"returned shape {shape} for {expected} rows"
                 )
 
 

@@ -216,10 +216,9 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
         received = f"tower={self.tower.name!r}, whose `call` takes {names}"
         if len(args) > 1:
             raise TypeError(
-                "`inputs` must be the only positional argument. Fix: pass "
-                "each other argument by the name that it has in the `call` "
-                f"of the tower. Received: {len(args)} positional arguments "
-                f"for {received}"
+                "`inputs` must be the only positional argument. Fix: pass the "
+                "others by their names in the `call` of the tower. Received: "
+                f"{len(args)} positional arguments for {received}"
             )
         if of_tower.takes("mask") or _is_empty(kwargs.get("mask")):
             return
@@ -228,9 +227,8 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
         inputs = args[0] if args else kwargs.get("inputs")
         if not self._has_recorded_mask and _is_empty(masks_of(inputs)):
             raise TypeError(
-                "`mask` must be an argument of the tower's `call`, or it "
-                "would have no effect. Fix: pass it by the name that it has "
-                f"there. Received: mask for {received}"
+                "`mask` must be an argument of the tower's `call`. Fix: pass "
+                f"it by its name there. Received: mask for {received}"
             )
 
     def _check_rows(self, arguments: dict[str, Any]) -> int | None:
@@ -252,8 +250,7 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
             if not dense:
                 raise TypeError(
                     f"`{argument}` must be dense tensors, which can be split "
-                    "by rows. Make ragged or sparse ones dense before, with "
-                    "padding and a mask, or inside the tower. "
+                    "by rows. Fix: pad ragged ones, or make them dense. "
                     f"Received: {name}, which is sparse or ragged"
                 )
             if len(x.shape) == 0:

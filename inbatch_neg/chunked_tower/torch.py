@@ -194,12 +194,11 @@ class _Chunks:
                     others.append(TensorWeakRef(leaf))
                     continue
                 raise ValueError(
-                    "`tower` must own all weights that its outputs depend on: "
-                    "another one would get no gradient on PyTorch. Fix: make "
-                    "the layer that has the weight a part of the tower, or "
-                    "call the tower without `ChunkedTower`. Received: "
+                    "`tower` must own all weights that its outputs depend on, "
+                    "or they get no gradient. Fix: make the layer that has "
+                    "the weight a part of the tower. Received: "
                     f"tower={self._call.tower.name!r}, which uses a weight of "
-                    f"shape {tuple(leaf.shape)} that is not among its own"
+                    f"shape {tuple(leaf.shape)} that is not its own"
                 )
             new = {x for x, _ in node.next_functions} - seen
             seen |= new

@@ -105,16 +105,15 @@ def _from_memory(data: Any, chosen: Options) -> Any:
     if isinstance(data, list) and all(isinstance(row, dict) for row in data):
         if data:
             raise TypeError(
-                "`data` is a list of dicts. If each is a row, pass "
-                "`pandas.DataFrame(data)`. If each is a batch, pass "
-                f"`batched=True`. Received: a list of {len(data)}"
+                "`data` is a list of dicts. Pass `pandas.DataFrame(data)` if "
+                "they are rows, and `batched=True` if they are batches. "
+                f"Received: a list of {len(data)}"
             )
     if nests.is_list_of_columns(data):
         raise TypeError(
             "`data` is a list of arrays, which could be several inputs, or an "
-            "input and its labels. Pass a dict of named inputs, "
-            '`{"user": users, "item": items}`, a tuple with one tuple of '
-            "unnamed inputs, `((users, items),)`, or the tuple `(x, y)`. "
+            'input and its labels. Pass a dict, `{"user": users, "item": '
+            "items}`, a tuple of inputs, `((users, items),)`, or `(x, y)`. "
             f"Received: a list of {len(data)}"
         )
     return _deliver(arrays.Rows(data, chosen), ArrayBatches)
@@ -154,9 +153,9 @@ def _from_batches(data: Any, chosen: Options) -> Any:
         return _deliver(iterables.from_py_dataset(data, chosen))
     if _is_rows(data):
         raise TypeError(
-            "`batched=True` needs `data` that yields batches: a "
-            "tf.data.Dataset, a PyDataset, a DataLoader, a generator or an "
-            f"iterable of batches. Received: data of type {_kind(data)}"
+            "`batched=True` needs `data` that yields batches: a dataset, a "
+            "DataLoader, a generator or an iterable. "
+            f"Received: data of type {_kind(data)}"
         )
     if isinstance(data, Iterator):
         stream = iterables.from_iterator(data, chosen)
@@ -200,8 +199,7 @@ def _refuse_batches(data: Any) -> None:
     if is_batches:
         raise TypeError(
             f"`data` of type {_kind(data)} is read in batches: pass "
-            "`batched=True`, and they are regrouped by row. If it yields "
-            "single rows, batch them first, in batches of any size."
+            "`batched=True` for batches of any size. Batch single rows first."
         )
 
 

@@ -26,10 +26,8 @@ class OneReader(keras.utils.PyDataset):
     def _refuse(self, name: str, value: Any) -> NoReturn:
         raise ValueError(
             f"`{name}` of the result of `full_batches` cannot be changed: "
-            "with several workers, Keras would train twice on some batches "
-            "and leave out others. If loading needs them, pass `full_batches` "
-            "a PyDataset that has them, or a DataLoader. "
-            f"Received: {name}={value!r}"
+            "Keras would train twice on some batches. Pass `full_batches` a "
+            f"PyDataset or DataLoader that has it. Received: {name}={value!r}"
         )
 
     @property

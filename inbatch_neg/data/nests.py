@@ -194,8 +194,7 @@ def select(nest: Any, columns: tuple[str, ...] | None) -> Any:
         return tuple_like(nest, [select(nest[0], columns), *nest[1:]])
     if not isinstance(nest, dict):
         raise TypeError(
-            "`columns` needs `data` with named columns: a dict or a frame, "
-            "alone or as the `x` of a tuple. "
+            "`columns` needs a dict or a frame, as `data` or as its `x`. "
             f"Received: columns={list(columns)} and {type(nest).__name__}"
         )
     unknown = [name for name in columns if name not in nest]

@@ -60,20 +60,14 @@ class Options(NamedTuple):
         left_out = rows % self.batch_size
         if self.pad or not left_out:
             return
-        if self.shuffle:
-            _logger.info(
-                "full_batches leaves out %d of %d rows in each epoch, "
-                "different ones every time.",
-                left_out,
-                rows,
-            )
-        else:
-            _logger.warning(
-                "full_batches leaves out the last %d of %d rows in every "
-                "epoch. Shuffle the data to see them all.",
-                left_out,
-                rows,
-            )
+        level, what = (
+            logging.INFO,
+            "%d of %d rows in each epoch, others each time",
+        )
+        if not self.shuffle:
+            level = logging.WARNING
+            what = "the last %d of %d rows in every epoch. Shuffle to see them"
+        _logger.log(level, f"full_batches leaves out {what}.", left_out, rows)
 
     def _too_few(self) -> str:
         """The error message for data that does not fill one batch."""
@@ -81,7 +75,7 @@ class Options(NamedTuple):
             return "`data` must have rows, otherwise an epoch is empty."
         return (
             f"`data` must have at least `batch_size` rows, {self.batch_size}, "
-            "otherwise an epoch is empty. Choose a smaller batch size, or "
+            "otherwise an epoch is empty. Choose a smaller one, or "
             '`remainder="pad"` to evaluate all rows.'
         )
 
@@ -136,8 +130,7 @@ def checked(
         )
         if seed >= 2**63:
             raise ValueError(
-                "`seed` must be an integer below 2**63, or None. Received: "
-                f"seed={seed}"
+                f"`seed` must be below 2**63. Received: seed={seed}"
             )
     arguments.check_flag("batched", batched)
     return Options(
@@ -154,16 +147,11 @@ def _names(columns: Sequence[str] | None) -> tuple[str, ...] | None:
     if columns is None:
         return None
     received = f"Received: columns={columns!r}"
+    rule = "`columns` must be a list of names, one or more, and none twice."
     if not isinstance(columns, (list, tuple)) or not all(
         isinstance(name, str) for name in columns
     ):
-        raise TypeError(
-            '`columns` must be a list of names, as in `["user", "item"]`. '
-            + received
-        )
+        raise TypeError(f"{rule} {received}")
     if not columns or len(set(columns)) != len(columns):
-        raise ValueError(
-            "`columns` must name at least one column, and no column twice. "
-            + received
-        )
+        raise ValueError(f"{rule} {received}")
     return tuple(columns)

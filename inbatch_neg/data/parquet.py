@@ -63,15 +63,13 @@ def _check_files(
             if name not in schema.names:
                 raise ValueError(
                     f"`data[{name!r}]` is a column of {other!r}, but not of "
-                    f"{file.path!r}. All files must have the same columns. A "
-                    "column that is not needed can be left out with `columns=`."
+                    f"{file.path!r}. Leave it out with `columns=`, or write it."
                 )
             kinds = schemas[first].field(name).type, schema.field(name).type
             if kinds[0] != kinds[1]:
                 raise ValueError(
                     f"`data[{name!r}]` has type {kinds[0]} in {other!r} and "
-                    f"{kinds[1]} in {file.path!r}. Write all files with one "
-                    "type."
+                    f"{kinds[1]} in {file.path!r}. Write it with one type."
                 )
 
 

@@ -55,14 +55,11 @@ def embed(
         vectors = inputs.without_padding(vectors, feed.padded)
     is_fitting = vectors.ndim == 2 or (several and vectors.ndim == 3)
     if not is_fitting or 0 in vectors.shape or vectors.dtype.kind in "OUSb":
-        form = "(rows, dimensions)"
-        if several:
-            form += " or (rows, vectors, dimensions)"
+        more = " or (rows, vectors, dimensions)" if several else ""
         raise ValueError(
             f"`{model_name}` must return one or more vectors of numbers, "
-            f"{form}. If it is None, `{name}` must be such vectors, or a "
-            "dataset of batches of them. Received: "
-            f"shape {vectors.shape}, dtype {vectors.dtype}"
+            f"(rows, dimensions){more}. If it is None, `{name}` must be such "
+            f"vectors. Received: shape {vectors.shape}, dtype {vectors.dtype}"
         )
     return vectors.astype("float32", copy=False)
 
@@ -100,9 +97,8 @@ def check(query: Array, candidate: Array) -> None:
     """Refuses vectors of different dimensions."""
     if query.shape[-1] != candidate.shape[-1]:
         raise ValueError(
-            "`query_model` and `candidate_model` must return vectors with the "
-            "same number of dimensions. Received: shapes "
-            f"{query.shape} and {candidate.shape}"
+            "`query_model` and `candidate_model` must return the same number "
+            f"of dimensions. Received: {query.shape} and {candidate.shape}"
         )
 
 

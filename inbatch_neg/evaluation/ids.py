@@ -4,7 +4,7 @@ In NumPy, since ids may be strings or use all 64 bits, which not every backend
 supports.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import keras
 import numpy as np
@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 
-_FORMS = (
-    "one id per query (an array), a list of id lists, a ragged tensor or a "
-    "scipy sparse matrix with a column per candidate"
-)
+# The forms of the targets and the seen ids, for errors.
+_FORMS = "one id per query, id lists, a ragged tensor or a scipy sparse matrix"
 
 
 class IdLists(NamedTuple):
@@ -46,10 +44,7 @@ def parse(name: str, value: Any) -> IdLists:
         )
     if hasattr(value, "row_splits"):
         if value.values.shape.rank != 1:
-            raise ValueError(
-                f"`{name}` must be {_FORMS}. Received: a ragged tensor of "
-                f"shape {tuple(value.shape)}"
-            )
+            _refuse_form(name, value)
         splits = _array(value.row_splits)
         row = np.repeat(np.arange(len(splits) - 1), np.diff(splits))
         return IdLists(row, as_ids(name, value.values), len(splits) - 1)
@@ -63,12 +58,16 @@ def parse(name: str, value: Any) -> IdLists:
         return IdLists(row, as_ids(name, ids), len(lists))
     array = _array(value)
     if array.ndim not in (1, 2):
-        raise ValueError(
-            f"`{name}` must be {_FORMS}. Received: {name}.shape={array.shape}"
-        )
+        _refuse_form(name, array)
     rows, length = len(array), array.size // max(len(array), 1)
     row = np.repeat(np.arange(rows), length)
     return IdLists(row, as_ids(name, array.reshape(-1)), rows)
+
+
+def _refuse_form(name: str, value: Any) -> NoReturn:
+    raise ValueError(
+        f"`{name}` must be {_FORMS}. Received: {name}.shape={value.shape}"
+    )
 
 
 class Catalogue:
@@ -87,9 +86,8 @@ class Catalogue:
             twice = self._sorted[1:][self._sorted[1:] == self._sorted[:-1]]
             if len(twice):
                 raise ValueError(
-                    "`candidate_ids` must all be different, since a target "
-                    "has one rank. Fix: keep the rows whose indices "
-                    "`np.unique(candidate_ids, return_index=True)` returns. "
+                    "`candidate_ids` must all be different: keep the rows of "
+                    "`np.unique(candidate_ids, return_index=True)[1]`. "
                     f"Received: {twice[0].item()!r} more than once"
                 )
 

@@ -135,8 +135,8 @@ def column_array(name: str, column: Any) -> Array:
         missing = column.isna().sum()
     if missing:
         raise ValueError(
-            f"`{name}` must have no missing values. Fill them, for example "
-            f"with a separate id. Received: {missing} of {len(column)}"
+            f"`{name}` must have no missing values. Fill them. "
+            f"Received: {missing} of {len(column)}"
         )
     if hasattr(column, "combine_chunks"):
         return np.asarray(column.to_numpy())
@@ -176,8 +176,7 @@ def _string_tensor(name: str, strings: Array) -> Tensor:
     if tensor is None:
         raise TypeError(
             f"`{name}` holds strings, which no model takes on the backend "
-            f"{backend.name}. Fix: map them to integers first, as "
-            "`keras.layers.StringLookup` does."
+            f"{backend.name}. Fix: map them by `keras.layers.StringLookup`."
         )
     return tensor
 
@@ -250,8 +249,7 @@ def _check_rank(name: str, inputs: Any, rank: int, shape: tuple) -> None:
     if rank < least:
         raise ValueError(
             f"`{name}` must be a dataset of batches. Fix: "
-            "`dataset.batch(4096)`. Received: elements of shape "
-            f"{shape}"
+            f"`dataset.batch(4096)`. Received: elements of shape {shape}"
         )
 
 
@@ -287,7 +285,7 @@ def _generate(
     except StopIteration:
         raise ValueError(
             f"`{name}` must have at least one batch. A generator can be read "
-            "once: pass a dataset that can be read again. Received: none"
+            "once: pass a dataset. Received: none"
         ) from None
     # A generator, since `predict` does not take any iterator.
     return (batch for batch in chain([first], results))

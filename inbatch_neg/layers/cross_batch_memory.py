@@ -239,8 +239,8 @@ class CrossBatchMemory(keras.layers.Layer):
         """Returns the candidates; refuses more than the memory can hold."""
         rule = (
             "`capacity` must be at least the number of rows of a batch (with "
-            "replicas, of the global one), so that a batch can be stored. Make "
-            f"it a multiple of that number. Received: capacity={self.capacity}"
+            "replicas, of the global one): make it a multiple of that number. "
+            f"Received: capacity={self.capacity}"
         )
         share = self._share()
         rows = candidate.shape[0]
@@ -256,8 +256,7 @@ class CrossBatchMemory(keras.layers.Layer):
         count = replicas.count()
         if self.capacity % count:
             raise ValueError(
-                "`capacity` must be a multiple of the number of replicas, "
-                "each of which appends its share of the memory. "
+                "`capacity` must be a multiple of the number of replicas. "
                 f"Received: capacity={self.capacity}, replicas: {count}"
             )
         return self.capacity // count

@@ -129,8 +129,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         if self.symmetric and self.return_logits:
             raise ValueError(
                 "`symmetric=True` has two matrices of logits, so it cannot be "
-                "combined with `return_logits=True`. Use two layers, or the "
-                "losses."
+                "combined with `return_logits=True`. Use two layers."
             )
         self._batch_size = BatchSize(batch_size)
         if self.sampling == "rotation" and not self.cross_replica:
@@ -307,8 +306,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         if self.return_logits and batch.sample_weight is not None:
             raise ValueError(
                 "`sample_weight` cannot be passed to the layer with "
-                "`return_logits=True`, since logits have no weight. Pass it "
-                "to `fit`, or to the loss."
+                "`return_logits=True`. Pass it to `fit`, or to the loss."
             )
         self._negatives.check_batch(batch, self.symmetric, self._replicas)
 

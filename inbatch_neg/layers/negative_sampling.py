@@ -31,8 +31,7 @@ class NegativeSampling:
         if sampling == "hardest" and num_negatives is None:
             raise ValueError(
                 '`sampling="hardest"` needs `num_negatives`, the number of '
-                "highest-scoring negatives to use. Received: "
-                "num_negatives=None"
+                "negatives to use. Received: num_negatives=None"
             )
 
     @property

@@ -72,14 +72,14 @@ class Temperature:
             raise ValueError(
                 "`temperature` cannot be set, since a compiled step would "
                 "ignore it. Fix: construct the layer with "
-                "`temperature=keras.Variable(0.2, trainable=False)`, then set "
-                f"it between steps. Received: temperature={value!r}"
+                "`temperature=keras.Variable(0.2, trainable=False)`. "
+                f"Received: temperature={value!r}"
             )
         if keras_private.is_taken_out(self.variable):
             raise RuntimeError(
-                "`temperature` cannot be set here: on this backend Keras has "
-                "taken the weights out of the model for the epoch. Fix: set it "
-                "in `on_epoch_begin`, or call `model.jax_state_sync()` first. "
+                "`temperature` cannot be set here: Keras has taken the weights "
+                "out of the model for the epoch. Fix: set it in "
+                "`on_epoch_begin`, or call `model.jax_state_sync()` first. "
                 f"Received: temperature={value!r}"
             )
         self.variable.assign(value)
