@@ -60,9 +60,7 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
         array = _from_objects(array, name)
         kind = array.dtype.kind
     if kind in "Mm":
-        _refuse_missing(
-            name, _rows_with(np.isnat(array)), len(array), str(array.dtype)
-        )
+        _refuse_missing(name, array, _rows_with(np.isnat(array)), array.dtype)
         _refuse_dates(name, array.dtype)
     if kind == "T":  # NumPy's strings of any length
         array = _from_objects(array.astype(object), name)
@@ -71,16 +69,13 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
         _refuse(
             name,
             "strings, which Keras takes on TensorFlow only",
-            "Encode them as integers, as keras.layers.StringLookup or "
-            "pandas.factorize does",
+            "Encode them as integers, with keras.layers.StringLookup",
         )
     # The kind of JAX's small floats, such as bfloat16, is V.
-    if kind not in "biufOSU" and not array.dtype.name.startswith(
-        ("bfloat", "float")
-    ):
+    is_float = array.dtype.name.startswith(("bfloat", "float"))
+    is_float &= array.dtype.itemsize <= 8
+    if kind not in "biuOSU" and not is_float:
         _refuse(name, f"{array.dtype} values", _ENCODE)
-    if kind == "f" and array.dtype.itemsize > 8:
-        _refuse(name, f"{array.dtype} values", "Cast them to float64")
     return array
 
 
@@ -94,7 +89,7 @@ _PAD = (
     "them to one array with numpy.stack"
 )
 _FILL = "Fill them, for example with a separate id, or drop those rows"
-_ENCODE = "Encode them as numbers"
+_ENCODE = "Encode them as numbers of one type and at most 64 bits"
 _CAST = "Encode them as seconds or days (casts: docs/data.md#dates-and-times)"
 
 
@@ -119,14 +114,10 @@ def refuse_type(name: str, what: str) -> NoReturn:
     _refuse(name, what, _PAD)
 
 
-def _refuse_missing(name: str, missing: int, rows: int, what: str) -> None:
+def _refuse_missing(name: str, column: Any, missing: int, what: Any) -> None:
     if missing:
-        _refuse(
-            name,
-            f"missing values, in {missing} of {rows} rows ({what})",
-            _FILL,
-            ValueError,
-        )
+        what = f"missing values, in {missing} of {len(column)} rows ({what})"
+        _refuse(name, what, _FILL, ValueError)
 
 
 def _refuse_sparse(column: Any, name: str) -> None:
@@ -154,10 +145,9 @@ def _strided() -> Any:
 
 
 def _from_masked(column: np.ma.MaskedArray, name: str) -> np.ndarray:
-    masked = np.ma.getmaskarray(column)
     if column.ndim:
-        what = f"masked {column.dtype}"
-        _refuse_missing(name, _rows_with(masked), len(column), what)
+        missing = _rows_with(np.ma.getmaskarray(column))
+        _refuse_missing(name, column, missing, f"masked {column.dtype}")
     return np.asarray(column.data)
 
 
@@ -166,8 +156,7 @@ def _from_pandas(column: Any, name: str) -> np.ndarray:
     # NaN in NumPy's float dtypes is a value. A missing value in any other
     # dtype would turn integers into floats, in which large ids become equal.
     if column.dtype.kind != "f" or not isinstance(column.dtype, np.dtype):
-        missing = int(column.isna().sum())
-        _refuse_missing(name, missing, len(column), dtype)
+        _refuse_missing(name, column, int(column.isna().sum()), dtype)
     if column.dtype.kind in "Mm" or dtype.startswith(
         ("date", "time", "period")
     ):
@@ -178,7 +167,7 @@ def _from_pandas(column: Any, name: str) -> np.ndarray:
 def _from_polars(column: Any, name: str) -> np.ndarray:
     dtype = column.dtype
     kind = dtype.base_type().__name__
-    _refuse_missing(name, column.null_count(), len(column), str(dtype))
+    _refuse_missing(name, column, column.null_count(), dtype)
     if dtype.is_temporal():
         _refuse_dates(name, dtype)
     if kind == "List":
@@ -187,7 +176,7 @@ def _from_polars(column: Any, name: str) -> np.ndarray:
         remedy = "Pass its fields as columns, as in `frame.unnest(name)`"
         _refuse(name, f"{dtype} values", remedy)
     if kind in ("Int128", "UInt128"):
-        _refuse(name, f"{dtype} values", "Encode them as 64-bit integers")
+        _refuse(name, f"{dtype} values", _ENCODE)
     if kind == "Array":
         values = _from_polars(column.explode(), name)
         return values.reshape(-1, dtype.size, *values.shape[1:])
@@ -207,12 +196,12 @@ def _from_arrow(column: Any, name: str) -> np.ndarray:
 
     types = pyarrow.types
     kind = column.type
-    _refuse_missing(name, column.null_count, len(column), str(kind))
+    _refuse_missing(name, column, column.null_count, kind)
     check_arrow_type(kind, name)
     if types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         # A value of the dictionary may be missing, too.
-        _refuse_missing(name, column.null_count, len(column), str(kind))
+        _refuse_missing(name, column, column.null_count, kind)
     if isinstance(column, pyarrow.ChunkedArray):
         if column.num_chunks == 1:
             column = column.chunk(0)
@@ -226,9 +215,7 @@ def _from_arrow(column: Any, name: str) -> np.ndarray:
     while types.is_fixed_size_list(column.type):
         sizes.append(column.type.list_size)
         column = column.flatten()
-        _refuse_missing(
-            name, column.null_count, len(column), "values of its lists"
-        )
+        _refuse_missing(name, column, column.null_count, "values of its lists")
     array = column.to_numpy(zero_copy_only=False)
     return array.reshape(-1, *sizes) if sizes else array
 
@@ -293,21 +280,20 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
         missing += sum(
             1 for value in values if type(value) is float and value != value
         )
-    _refuse_missing(name, missing, len(array), "objects")
+    _refuse_missing(name, array, missing, "objects")
     if all(issubclass(kind, (str, bytes)) for kind in kinds):
         return array
-    if any(
-        issubclass(kind, (datetime.date, datetime.time, datetime.timedelta))
-        or issubclass(kind, (np.datetime64, np.timedelta64))
-        for kind in kinds
+
+    def hold(*types: type) -> bool:
+        return any(issubclass(kind, types) for kind in kinds)
+
+    if hold(datetime.date, datetime.time, datetime.timedelta) or hold(
+        np.datetime64, np.timedelta64
     ):
         _refuse_dates(name, "objects")
-    if any(
-        issubclass(kind, (list, tuple, set, np.ndarray)) or kind is dict
-        for kind in kinds
-    ):
+    if hold(list, tuple, set, dict, np.ndarray):
         _refuse(name, "lists or arrays (objects)", _PAD)
-    if any(issubclass(kind, (str, bytes)) for kind in kinds):
+    if hold(str, bytes):
         what = "strings and values of another type"
         _refuse(name, what, "Make all of them strings, or none")
     numbers = np.array(values.tolist()).reshape(array.shape)
@@ -317,9 +303,5 @@ def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
         and any(not issubclass(kind, (float, np.floating)) for kind in kinds)
     ):
         names = sorted(kind.__name__ for kind in kinds)
-        _refuse(
-            name,
-            f"objects of type {', '.join(names)}",
-            "Encode them as numbers of one type",
-        )
+        _refuse(name, f"objects of type {', '.join(names)}", _ENCODE)
     return numbers

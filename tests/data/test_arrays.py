@@ -120,7 +120,7 @@ def test_columns_of_one_name():
 def test_long_doubles():
     if np.dtype(np.longdouble).itemsize > 8:
         column = NUMBERS.astype(np.longdouble)
-        reading.check_refused(column, "float128", "float64")
+        reading.check_refused(column, "float128", "64 bits")
 
 
 def test_where_columns_can_be_left_out():

@@ -191,7 +191,7 @@ COLUMNS = {
     "polars Int128": (
         polars.Series([1] * 10, dtype=polars.Int128),
         "Int128",
-        "64-bit",
+        "64 bits",
     ),
     "polars arrays of days": (
         polars.Series(
