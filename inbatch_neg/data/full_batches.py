@@ -64,7 +64,7 @@ def full_batches(
     Returns:
         On TensorFlow, and for a `tf.data.Dataset` on any backend, a
         `tf.data.Dataset` with a static batch size. On JAX and PyTorch, a
-        `DataLoader` for PyTorch's data, a grain dataset for grain's, a
+        `DataLoader` for PyTorch's data, a grain `IterDataset` for grain's, a
         generator for a generator, and otherwise a `keras.utils.PyDataset`.
 
     Raises:

@@ -138,5 +138,5 @@ def as_generator(stream: Stream) -> Iterator[Any]:
 
     Keras takes only tuples from a generator.
     """
-    for batch in stream.epoch(0):
+    for batch in stream.next_epoch():
         yield batch if isinstance(batch, tuple) else (batch,)

@@ -132,7 +132,6 @@ class StreamBatches(OneReader):
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self._stream = stream
-        self._epoch = 0
         self._iterator: Iterator[Any] | None = None
         self._served: set[int] = set()  # the indices of this pass
         self._looked_at: list[Any] | None = []  # the batches of this pass
@@ -169,9 +168,7 @@ class StreamBatches(OneReader):
         return batch
 
     def __iter__(self) -> Iterator[Any]:
-        epoch = self._epoch
-        self._epoch += 1
-        return self._stream.epoch(epoch)
+        return self._stream.next_epoch()
 
     def on_epoch_begin(self) -> None:
         """Called by Keras; the next index shows whether a pass goes on."""
@@ -201,9 +198,8 @@ class StreamBatches(OneReader):
             self._iterator = itertools.chain(self._looked_at, self._iterator)
         else:
             self._iterator = None  # frees its buffer, and ends the source
-            epoch = self._stream.epoch(self._epoch)
+            epoch = self._stream.next_epoch()
             self._iterator = read_to_end(epoch, known) if known else epoch
-            self._epoch += 1
         self._looked_at = []
         self._served = set()
 

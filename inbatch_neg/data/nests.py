@@ -115,26 +115,19 @@ def map_leaves(
     """
     if nest is None:
         return None
-    if isinstance(nest, dict):
-        return {
-            key: map_leaves(
-                function,
-                value,
-                *(other[key] for other in others),
-                name=f"{name}[{key!r}]",
-            )
-            for key, value in nest.items()
-        }
-    if isinstance(nest, tuple):
+    if isinstance(nest, (dict, tuple)):
+        keys = list(nest) if isinstance(nest, dict) else range(len(nest))
         values = [
             map_leaves(
                 function,
-                value,
-                *(other[i] for other in others),
-                name=f"{name}[{i}]",
+                nest[key],
+                *(other[key] for other in others),
+                name=f"{name}[{key!r}]",
             )
-            for i, value in enumerate(nest)
+            for key in keys
         ]
+        if isinstance(nest, dict):
+            return dict(zip(keys, values))
         return tuple_like(nest, values)
     return function(nest, *others, name)
 

@@ -4,6 +4,7 @@ A chunk is a nest of arrays that holds some rows. A source yields chunks of any
 size, and `Stream` yields batches.
 """
 
+import dataclasses
 import itertools
 import logging
 import time
@@ -23,6 +24,7 @@ _logger = logging.getLogger("inbatch_neg")
 _SECONDS_UNTIL_LOG = 10.0
 
 
+@dataclasses.dataclass
 class Stream:
     """Full batches of a source, which is opened anew for every epoch.
 
@@ -42,33 +44,31 @@ class Stream:
         ValueError: if it is known to have fewer rows than a batch.
     """
 
-    def __init__(
-        self,
-        open_epoch: Callable[[int | None, Any], Iterator[Any]],
-        options: Options,
-        rows: int | None = None,
-        endless: bool = False,
-        once: bool = False,
-        random_access: bool = False,
-        hint: Callable[[], str] = str,
-    ) -> None:
-        self.options = options
-        self.rows = rows
-        self.endless = endless
-        self.once = once
-        self._random_access = random_access
-        self._hint = hint
-        self._open_epoch = open_epoch
-        self._seed = options.order_seed() if options.shuffle else None
+    open_epoch: Callable[[int | None, Any], Iterator[Any]]
+    options: Options
+    rows: int | None = None
+    endless: bool = False
+    once: bool = False
+    random_access: bool = False
+    hint: Callable[[], str] = str
+
+    def __post_init__(self) -> None:
+        shuffle = self.options.shuffle
+        self._seed = self.options.order_seed() if shuffle else None
+        self._epochs = itertools.count()
         self._logged = False
-        if rows is not None:
-            self._check(rows)
+        if self.rows is not None:
+            self._check(self.rows)
 
     def num_batches(self) -> int | None:
         """The number of batches in an epoch, or None if it is unknown."""
         return (
             None if self.rows is None else self.options.num_batches(self.rows)
         )
+
+    def next_epoch(self) -> Iterator[Any]:
+        """Returns the batches of the epoch after the last one returned here."""
+        return self.epoch(next(self._epochs))
 
     def epoch(self, number: int) -> Iterator[Any]:
         """Yields the full batches of an epoch.
@@ -86,7 +86,7 @@ class Stream:
         if self._seed is not None:
             rng = np.random.default_rng((self._seed, number))
         chunks = self._chunks(number, rng)
-        if rng is not None and not self._random_access:
+        if rng is not None and not self.random_access:
             chunks = _shuffled(chunks, rng)
         options = self.options
         rows = 0
@@ -99,7 +99,7 @@ class Stream:
         self._check(rows)
 
     def _check(self, rows: int) -> None:
-        self.options.check_rows(rows, self._hint, log=not self._logged)
+        self.options.check_rows(rows, self.hint, log=not self._logged)
         self._logged = True
 
     def count(self) -> int:
@@ -133,7 +133,7 @@ class Stream:
 
     def _chunks(self, number: int | None, rng: Any) -> Iterator[Any]:
         first = None
-        for chunk in self._open_epoch(number, rng):
+        for chunk in self.open_epoch(number, rng):
             chunk = as_chunk(chunk, self.options.columns)
             if first is None:
                 first = chunk

@@ -81,7 +81,7 @@ def _marked(batch: Any, mask: tf.Tensor) -> Any:
 def _from_stream(stream: Stream) -> tf.data.Dataset:
     """Returns a dataset of the batches of a stream.
 
-    Reads two batches at once: one to learn its structure, and one ahead.
+    Reads a batch at once, to learn its structure.
 
     Raises:
         ValueError: if there are fewer rows than a batch.
@@ -89,19 +89,14 @@ def _from_stream(stream: Stream) -> tf.data.Dataset:
     number_of_batches = stream.num_batches()
     if stream.options.pad and not (stream.endless or stream.once):
         number_of_batches = stream.count()  # see _count_for_keras
-    opened = read_to_end(stream.epoch(0), 1)
+    opened = stream.next_epoch()
     first = next(opened)
     # Some data can be read only once, so the first epoch continues here.
     waiting = [itertools.chain([first], opened)]
-    epochs = itertools.count()
 
     def batches() -> Iterator[Any]:
-        number = next(epochs)
-        if number:
-            epoch = read_to_end(stream.epoch(number), 1)
-        else:
-            epoch = waiting.pop()
-        for batch in epoch:
+        following = waiting.pop if waiting else stream.next_epoch
+        for batch in read_to_end(following(), 1):
             yield tuple(nests.leaves(batch))
 
     dataset = tf.data.Dataset.from_generator(

@@ -1,6 +1,5 @@
 """PyTorch's datasets and loaders as a source, and a loader as the result."""
 
-import itertools
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -109,11 +108,10 @@ class _Batches(torch_data.IterableDataset):
     def __init__(self, stream: Stream) -> None:
         super().__init__()
         self._stream = stream
-        self._epochs = itertools.count()
 
     def __iter__(self) -> Iterator[Any]:
-        epoch = self._stream.epoch(next(self._epochs))
-        return read_to_end(epoch, self._stream.num_batches() or 1)
+        known = self._stream.num_batches() or 1
+        return read_to_end(self._stream.next_epoch(), known)
 
 
 class _Counted(_Batches):
@@ -221,21 +219,21 @@ def _collate(rows: list[Any], name: str = "data") -> Any:
     """Collates rows to a batch as PyTorch does, or names what fails."""
     first = rows[0]
     if isinstance(first, dict):
-        for row in rows:
-            if set(first) - set(row):
-                raise ValueError(
-                    f"All rows of `{name}` must have the same columns. "
-                    f"Received: a row with {list(first)} and one with "
-                    f"{list(row)}"
-                )
-        return {key: _column(rows, key, name) for key in first}
+        try:
+            return {key: _column(rows, key, name) for key in first}
+        except KeyError:
+            other = next(row for row in rows if set(first) - set(row))
+            raise ValueError(
+                f"All rows of `{name}` must have the same columns. Received: "
+                f"a row with {list(first)} and one with {list(other)}"
+            ) from None
     if isinstance(first, (tuple, list)) and len(set(map(len, rows))) == 1:
         return nests.tuple_like(
             first, [_column(rows, place, name) for place in range(len(first))]
         )
     try:
         return torch_data.default_collate(rows)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, KeyError) as error:
         raise ValueError(
             f"The rows of `{name}` cannot be collated to a batch. Pad them to "
             "one shape, and encode values that are not numbers. PyTorch's "
