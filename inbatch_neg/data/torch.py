@@ -44,7 +44,7 @@ def from_dataset(dataset: torch_data.Dataset, options: Options) -> Stream:
         options,
         rows,
         random_access=random_access,
-        hint=lambda: hint_of_rows(dataset),
+        hint=lambda: hint_of_rows(dataset) if rows != 0 else "",
     )
 
 

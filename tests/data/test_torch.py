@@ -106,6 +106,21 @@ def test_too_few_rows():
         epoch(full_batches(Stream(), 24))
 
 
+class Empty(torch_data.Dataset):
+    def __len__(self):
+        return 0
+
+    def __getitem__(self, index):
+        return {}[index]
+
+
+def test_no_rows():
+    with pytest.raises(ValueError, match="`batch_size`.*8.*: 0 rows"):
+        full_batches(Empty(), 8)
+    with pytest.raises(ValueError, match="`data` must have rows.*: 0 rows"):
+        full_batches(Empty(), 8, remainder="pad")
+
+
 class InBatches(Rows):
     def __getitem__(self, index):
         return {"user": torch.arange(16), "item": torch.arange(16)}
