@@ -97,8 +97,7 @@ def read_twice():
 
 
 def loader(**arguments):
-    import torch
-
+    torch = pytest.importorskip("torch")
     from_torch = torch.utils.data.DataLoader(
         torch.arange(10), 4, drop_last=arguments.pop("drop_last", True)
     )
