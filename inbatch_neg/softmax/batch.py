@@ -80,8 +80,7 @@ class Batch(NamedTuple):
         their gradient. Other vectors stay: the gradient by a weight of 0 needs
         them.
 
-        A replica calls this before it sends its candidates, since it does not
-        send its weights.
+        With replicas, each clears its own rows before it sends them.
         """
         weight, mask, changed = self.sample_weight, self.candidate_mask, {}
         if weight is None and (mask is None or self._has_no_extra()):
