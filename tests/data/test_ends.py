@@ -130,12 +130,16 @@ WAYS = {
     "padded, no rest": ({}, {"remainder": "pad"}, {}),
     "shuffled by row": ({}, {"shuffle": True, "seed": 1}, {}),
     "shuffled by Keras": ({}, {}, {"shuffle": True}),
+    "two steps at a time": ({}, {}, {"steps_per_execution": 2}),
 }
-if BACKEND != "torch":
-    WAYS["two steps at a time"] = ({}, {}, {"steps_per_execution": 2})
+ON_TWO = pytest.param(
+    "two steps at a time", marks=pytest.mark.backends("tensorflow", "jax")
+)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [ON_TWO if "two steps" in way else way for way in WAYS]
+)
 def test_a_source_that_reshuffles(way):
     of_source, of_full_batches, of_fit = WAYS[way]
     source = Reshuffled(**of_source)
