@@ -89,8 +89,8 @@ FAULTS = (
     Fault(
         "positive masked by its own id",
         "softmax/chunks.py",
-        "own = self.positives(scores, start)",
-        "pass",
+        "not include_positive",
+        "include_positive",
         "jax",
         ("test_ops.py::test_each_rule[chunked-11-candidate_ids]",),
     ),

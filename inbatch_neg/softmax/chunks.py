@@ -184,12 +184,16 @@ class Chunks(RowChunks):
         if hit is None and include_positive:
             return scores
         masked = constant(MASKED, scores.dtype)
-        own = ops.broadcast_to(masked, (self.size,))
-        if include_positive:  # whose ids match those of its row
-            own = self.positives(scores, start)
-        if hit is not None:
-            scores = ops.where(hit, masked, scores)
-        return backend.update_diagonal(scores, start, own)
+        if hit is None:
+            own = ops.broadcast_to(masked, (self.size,))
+            return backend.update_diagonal(scores, start, own)
+        if len(hit.shape) == 1:  # (R, C) of its own memory, which is written
+            hit = ops.logical_or(hit, ops.zeros((self.size, 1), "bool"))
+        # The ids of a row also match its own positive. In the bools, since
+        # TensorFlow copies the table for it.
+        own = ops.full((self.size,), not include_positive, "bool")
+        hit = backend.update_diagonal(hit, start, own)
+        return ops.where(hit, masked, scores)
 
 
 def _rows_of_fast_chunk(candidate: Tensor, count: int) -> int:
