@@ -19,6 +19,8 @@ Keras makes a test fail:
 - where Keras keeps the objects that several layers share, while it loads
   (`get_shared_object`, `record_object_after_deserialization`) and while it
   clones (`wrapped_clone_function`, `cache`);
+- where a tensor carries its mask (`set_keras_mask` and `get_keras_mask`; before
+  Keras 3.10, the attribute `_keras_mask`);
 - by which signature a layer binds its arguments (`_call_signature`), and that
   it binds them all by name to trace `call`, `**kwargs` included.
 """
@@ -32,6 +34,7 @@ from types import FrameType
 from typing import Any
 
 import keras
+from keras.src import backend as keras_backend
 from keras.src.saving import serialization_lib
 
 from inbatch_neg.backends import backend
@@ -193,6 +196,28 @@ class CallArguments:
             return dict(keywords)
         keywords = dict(keywords)
         return {**keywords.pop(self._rest.name), **keywords}
+
+
+def masks_of(tensors: Any) -> Any:
+    """Returns the nest of the masks that tensors carry, None without one."""
+    get = getattr(keras_backend, "get_keras_mask", None)
+    if get is None:
+        return keras.tree.map_structure(
+            lambda x: getattr(x, "_keras_mask", None), tensors
+        )
+    return keras.tree.map_structure(get, tensors)
+
+
+def attach_masks(tensors: Any, masks: Any) -> None:
+    """Lets tensors carry the masks of a nest, where these are not None."""
+    set_mask = getattr(keras_backend, "set_keras_mask", None)
+    for x, mask in zip(keras.tree.flatten(tensors), keras.tree.flatten(masks)):
+        if mask is None:
+            continue
+        if set_mask is None:
+            x._keras_mask = mask
+        else:
+            set_mask(x, mask)
 
 
 def torch_buffers(layer: keras.Layer) -> list[Any]:

@@ -13,7 +13,7 @@ from inbatch_neg import keras_private
 from inbatch_neg.types import Tensor
 
 # Variables and the values that they have, or get.
-Values: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
+VariableValues: TypeAlias = "list[tuple[keras.Variable, Tensor]]"
 
 
 class TowerCall:
@@ -59,7 +59,7 @@ class TowerCall:
 
     @functools.cached_property
     def _masks(self) -> list[Any]:
-        return masks_of(self._tensors)
+        return keras_private.masks_of(self._tensors)
 
     @property
     def trainable(self) -> list[keras.Variable]:
@@ -90,16 +90,20 @@ class TowerCall:
         results: list[Any] = []
 
         def run(tensors: list[Tensor], training: Any) -> None:
-            leaves = _placed(with_masks(tensors, masks), self._is_tensor)
+            keras_private.attach_masks(tensors, masks)
+            leaves = _placed(tensors, self._is_tensor)
             inputs, cut = tree.pack_sequence_as(self._structure, leaves)
             outputs = self.tower(
                 inputs, training=training, **cut, **self._others
             )
-            results.extend((outputs, masks_of(outputs)))
+            results.extend((outputs, keras_private.masks_of(outputs)))
 
         with _Scope(values) as scope:
             _CallContext(run)(list(rows[:count]), training=self._training)
         outputs, masks = results
+        # The context is part of a cycle of references, which would keep the
+        # activations that the outputs refer to.
+        results.clear()
         self._refuse_losses(scope.losses)
         self._refuse_assigned_weights(scope.assigned)
         known = {id(v) for v in self.assigned}
@@ -121,7 +125,8 @@ class TowerCall:
         outputs, masks = tree.pack_sequence_as(
             structure, _placed(results, is_tensor)
         )
-        return with_masks(outputs, masks)
+        keras_private.attach_masks(outputs, masks)
+        return outputs
 
     def refuse_other_sizes(
         self, outputs: Sequence[Tensor], others: Sequence[Tensor]
@@ -228,28 +233,6 @@ class _CallContext(keras_private.NoNameScope, keras.layers.Layer):
         return None
 
 
-class _Masks(keras_private.NoNameScope, keras.layers.Layer):
-    """Attaches masks to tensors, or reads them, as every layer does."""
-
-    def __init__(self, masks: Any = None) -> None:
-        super().__init__(name="masks", dtype="float32", autocast=False)
-        self.supports_masking = True
-        # Functions, since Keras would track lists and dicts.
-        self._masks = lambda: masks
-        self._input_masks = lambda: None
-
-    def call(self, inputs: Any, mask: Any = None) -> Any:
-        self._input_masks = lambda: mask
-        return inputs
-
-    def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:
-        return self._masks()
-
-    def input_masks(self) -> Any:
-        """Returns the masks of the inputs of the last call."""
-        return self._input_masks()
-
-
 def has_tensors(nest: Any) -> bool:
     """Returns whether a keyword argument is a tensor or a nest of tensors."""
     return any(
@@ -258,21 +241,7 @@ def has_tensors(nest: Any) -> bool:
     )
 
 
-def with_masks(tensors: Any, masks: Any) -> Any:
-    """Returns a nest of tensors with masks attached to them."""
-    if all(mask is None for mask in tree.flatten(masks)):
-        return tensors
-    return _Masks(masks)(tensors)
-
-
 def _placed(values: Sequence[Tensor], present: Sequence[bool]) -> list[Any]:
     """Returns the values at the places where they are present, else None."""
     rest = iter(values)
     return [next(rest) if one else None for one in present]
-
-
-def masks_of(tensors: Any) -> Any:
-    """Returns the masks that are attached to a nest of tensors, or None."""
-    layer = _Masks()
-    layer(tensors)
-    return layer.input_masks()

@@ -11,7 +11,7 @@ import keras
 from jax.experimental import sparse
 
 from inbatch_neg import keras_private
-from inbatch_neg.chunked_tower.call import TowerCall, Values
+from inbatch_neg.chunked_tower.call import TowerCall, VariableValues
 from inbatch_neg.types import Tensor
 
 
@@ -22,7 +22,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 def run_in_chunks(
     call: TowerCall, chunk_size: int
-) -> tuple[list[Tensor], Values]:
+) -> tuple[list[Tensor], VariableValues]:
     """Returns the outputs of all rows and the assigned state.
 
     Uses a `scan` over the chunks, with the assigned state as its carry. With

@@ -14,8 +14,6 @@ from inbatch_neg.chunked_tower import run
 from inbatch_neg.chunked_tower.call import (
     TowerCall,
     has_tensors,
-    masks_of,
-    with_masks,
 )
 from inbatch_neg.types import Tensor
 
@@ -138,7 +136,7 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
         if mask is not None and self._call_arguments.takes("mask"):
             keywords["mask"] = mask
         elif mask is not None:  # the attached one
-            inputs = with_masks(inputs, mask)
+            keras_private.attach_masks(inputs, mask)
         call = TowerCall(self.tower, inputs, training, keywords)
         if keras_private.in_symbolic_call():
             return call.pack(call((), call.rows)[0])
@@ -225,7 +223,9 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
         # Keras itself passes the mask that is attached to the inputs, also in
         # a functional model, where an old Keras has lost the attached one.
         inputs = args[0] if args else kwargs.get("inputs")
-        if not self._has_recorded_mask and _is_empty(masks_of(inputs)):
+        if not self._has_recorded_mask and _is_empty(
+            keras_private.masks_of(inputs)
+        ):
             raise TypeError(
                 "`mask` must be an argument of the tower's `call`. Fix: pass "
                 f"it by its name there. Received: mask for {received}"

@@ -4,7 +4,7 @@ import importlib
 from typing import Any
 
 from inbatch_neg.backends import backend
-from inbatch_neg.chunked_tower.call import TowerCall, Values
+from inbatch_neg.chunked_tower.call import TowerCall, VariableValues
 from inbatch_neg.types import Tensor
 
 
@@ -20,7 +20,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 def run_in_chunks(
     call: TowerCall, chunk_size: int
-) -> tuple[list[Tensor], Values]:
+) -> tuple[list[Tensor], VariableValues]:
     """Returns the outputs of a tower, computed in chunks of rows.
 
     Keeps only the activations of one chunk. The gradient runs each chunk

@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from inbatch_neg.chunked_tower.call import TowerCall, Values
+from inbatch_neg.chunked_tower.call import TowerCall, VariableValues
 from inbatch_neg.chunked_tower.tensorflow_gradients import joined
 from inbatch_neg.chunked_tower.tensorflow_loops import Chunks, GraphChunks
 from inbatch_neg.types import Tensor
@@ -22,7 +22,7 @@ def is_dense(tensor: Tensor) -> bool:
 @tf.autograph.experimental.do_not_convert
 def run_in_chunks(
     call: TowerCall, chunk_size: int
-) -> tuple[list[Tensor], Values]:
+) -> tuple[list[Tensor], VariableValues]:
     """Returns the outputs of all rows and the assigned state."""
     # Weights whose values are tensors. The tower reads `tf.Variable`s itself,
     # so that the gradient of an embedding table stays sparse.
@@ -131,7 +131,7 @@ class EagerChunks(Chunks):
 
     def _values(
         self, weights: Sequence[Tensor], state: dict[int, Tensor]
-    ) -> Values:
+    ) -> VariableValues:
         state = {**self._before, **state}
         return [
             *zip(self.tensor_weights, weights),

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from inbatch_neg.chunked_tower.call import TowerCall, Values
+from inbatch_neg.chunked_tower.call import TowerCall, VariableValues
 from inbatch_neg.chunked_tower.tensorflow_gradients import (
     GradientLayout,
     joined,
@@ -40,12 +40,12 @@ class Chunks:
         chunk_size: int,
         tensor_weights: Sequence[keras.Variable],
     ) -> None:
-        self.new_state: Values = []
+        self.new_state: VariableValues = []
         self.call = call
         self.size = chunk_size
         self.tensor_weights = tensor_weights
 
-    def read_weights(self) -> Values:
+    def read_weights(self) -> VariableValues:
         """Returns the trainable variables that are read in each chunk.
 
         XLA compiles the body of a loop twice if a result of it has a size that
@@ -62,7 +62,7 @@ class Chunks:
 
     def chunk_gradients(
         self,
-        values: Values,
+        values: VariableValues,
         sources: Sequence[Any],
         rows: Sequence[Tensor],
         floats: Sequence[int],
@@ -232,7 +232,9 @@ class GraphChunks(Chunks):
         outputs = dense_rows(self.call, outputs, rows[0].shape[0])
         return outputs, [new.get(id(v), x) for v, x in zip(self._state, state)]
 
-    def _values(self, weights: list[Tensor], state: list[Tensor]) -> Values:
+    def _values(
+        self, weights: list[Tensor], state: list[Tensor]
+    ) -> VariableValues:
         return [*zip(self.tensor_weights, weights), *zip(self._state, state)]
 
     def _assigned(self, state: Sequence[Any]) -> list[Any]:

@@ -9,13 +9,14 @@ values before the chunk, the buffers of PyTorch modules by a copy.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils import checkpoint
 
 from inbatch_neg import keras_private
-from inbatch_neg.chunked_tower.call import TowerCall, Values
+from inbatch_neg.chunked_tower.call import TowerCall, VariableValues
 from inbatch_neg.types import Tensor
 
 
@@ -27,7 +28,7 @@ def is_dense(tensor: Tensor) -> bool:
 @torch.compiler.disable
 def run_in_chunks(
     call: TowerCall, chunk_size: int
-) -> tuple[list[Tensor], Values]:
+) -> tuple[list[Tensor], VariableValues]:
     """Returns the outputs of all rows and the assigned state."""
     weights = [(v, v.value) for v in call.trainable]
     new: dict[int, Tensor] = {}
@@ -54,7 +55,7 @@ def run_in_chunks(
 
 def _run(
     call: TowerCall,
-    values: Values,
+    values: VariableValues,
     rows: Sequence[Tensor],
     buffers: _Buffers,
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
@@ -63,7 +64,7 @@ def _run(
     count = len(variables)
     assigned: dict[int, Tensor] = {}
     # Variables of others, found by the first run of the first chunk.
-    found: Values = []
+    found: VariableValues = []
 
     def run(*tensors: Tensor) -> list[Tensor]:
         outputs, new = call(
@@ -125,3 +126,4 @@ class _Buffers:
         finally:
             for (buffer, _), value in zip(self._values, now):
                 buffer.data.copy_(value)
+            gc.collect(1)

@@ -169,7 +169,7 @@ class CrossBatchMemory(keras.layers.Layer):
             candidate_sampling_probability=candidate_sampling_probability,
         )
         if keras_private.in_symbolic_call():
-            if not replicas.symbolic_call_sees_means():
+            if not replicas.averages_shapes_of_symbolic_calls():
                 self._check(batch)
             return self._zeros_of_output_shapes(batch)
         batch = batch_checks.to_tensors(batch)

@@ -322,7 +322,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
 
     def _zeros_of_output_shape(self, batch: Batch) -> Tensor:
         """Returns zeros, while Keras only needs the shape of the output."""
-        if not replicas.symbolic_call_sees_means():
+        if not replicas.averages_shapes_of_symbolic_calls():
             self._check(batch)
         shape = self._output_shape(batch.rows, batch.candidates)
         return ops.zeros(shape, self.compute_dtype)

@@ -174,7 +174,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
                 "count. Received: candidate_ids=None"
             )
         if keras_private.in_symbolic_call():
-            if not replicas.symbolic_call_sees_means():
+            if not replicas.averages_shapes_of_symbolic_calls():
                 _check_ids(candidate_ids)
 
     def _estimate(self, ids: Tensor, training: bool | None) -> Tensor:

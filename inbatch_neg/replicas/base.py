@@ -84,6 +84,6 @@ class Replicas:
         """Returns how many devices must divide the rows given to a model."""
         return 1
 
-    def symbolic_call_sees_means(self) -> bool:
+    def averages_shapes_of_symbolic_calls(self) -> bool:
         """Returns whether a symbolic call may see floats for integers."""
         return False

@@ -26,7 +26,7 @@ class TensorFlowReplicas(Replicas):
             return _strategy_count()
         return super().count()
 
-    def symbolic_call_sees_means(self) -> bool:
+    def averages_shapes_of_symbolic_calls(self) -> bool:
         """True under a strategy with several replicas.
 
         `fit` of Keras 3.15 then builds a model with the mean of the replicas'
