@@ -102,7 +102,7 @@ def in_batch_softmax_loss(
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
-    batch = batch.fill_queries().clear_uncounted()
+    batch = batch.flatten().fill_queries().clear_uncounted()
     return loss.batch_loss(
         batch,
         temperature,
