@@ -22,9 +22,7 @@ PAGES = (
     "beyond-memory.md",
     "evaluation.md",
     "false-negatives.md",
-    "more-negatives.md",
     "popular-items.md",
-    "text-towers.md",
     # Its index is not installed beside the oldest Keras.
     pytest.param("several-vectors.md", marks=pytest.mark.keras_at_least("3.6")),
 )
@@ -86,6 +84,53 @@ def test_training_page_is_right(tmp_path, monkeypatch):
     )
     np.testing.assert_allclose(value, [[0, 0], [0.6, 0.8]], atol=1e-6)
     assert np.all(np.isfinite(gradients["x"]))
+
+
+def test_hard_negatives_that_a_page_finds(tmp_path, monkeypatch):
+    """They are no positives, and score below the share of the positive."""
+    page = run("more-negatives.md", tmp_path, monkeypatch)
+    names = ("user_id", "item_id", "hard_id", "hard_mask", "user_tower")
+    user, item, hard, mask, user_tower = (page[name] for name in names)
+    assert hard.shape == mask.shape == (len(user), page["K"])
+    assert mask.any() and not mask.all()
+    unit = [
+        tower.get_weights()[0]
+        / np.linalg.norm(tower.get_weights()[0], axis=1, keepdims=True)
+        for tower in (user_tower, page["item_tower"])
+    ]
+    table = unit[0] @ unit[1].T
+    for row, (one, positive) in enumerate(zip(user, item)):
+        scores = table[one].copy()
+        scores[page["liked"][one]] = -np.inf
+        listed = np.argsort(-scores)[page["FIRST"] : page["LAST"]]
+        listed = listed[scores[listed] < 0.95 * table[one, positive]]
+        found = hard[row][mask[row]]
+        np.testing.assert_array_equal(found, listed[: page["K"]])
+
+
+def test_losses_at_several_widths(tmp_path, monkeypatch):
+    """The sum of docs/text-towers.md is that of separate losses."""
+    page = run("text-towers.md", tmp_path, monkeypatch)
+    pairs = {name: page["pairs"][name][:300] for name in ("query", "document")}
+    found = page["short"].predict(pairs, 300, verbose=0)
+    towers = (page["query_tower"], page["document_tower"])
+    query, document = (
+        np.asarray(tower.predict(pairs[name], 300, verbose=0), "float64")
+        for tower, name in zip(towers, pairs)
+    )
+    expected = 0.0
+    for width in page["WIDTHS"]:
+        one, other = (
+            vectors[:, :width]
+            / np.linalg.norm(vectors[:, :width], axis=1, keepdims=True)
+            for vectors in (query, document)
+        )
+        scores = one @ other.T / 0.05
+        for table in (scores, scores.T):
+            own = np.diagonal(table)
+            total = np.log(np.sum(np.exp(table - own[:, None]), axis=1))
+            expected = expected + total / 2
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_start_page_gives_its_numbers(tmp_path, monkeypatch, capsys):

@@ -42,7 +42,11 @@ CASES = {
         ("candidate_ids", "query_ids", "extra", "tuples"),
         False,
     ),
-    "logits": ({"return_logits": True}, ("candidate_ids", "extra", "tuples"), True),
+    "logits": (
+        {"return_logits": True},
+        ("candidate_ids", "extra", "tuples"),
+        True,
+    ),
     "memory": (
         {"temperature": 0.5},
         ("candidate_ids", "query_ids", "estimate", "memory", "weight"),
