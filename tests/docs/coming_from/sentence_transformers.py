@@ -52,12 +52,17 @@ def _theirs(*columns, kind=MultipleNegativesRankingLoss, **arguments):
 
 
 def _with_gradients(loss, columns):
-    """Returns the loss and its gradients by the columns, as one array."""
+    """Returns the loss and its gradients by the columns, as one array.
+
+    The gradients as the largest entry, and shares of it from 1 to 3: small
+    entries may round.
+    """
     columns = [torch.tensor(c, requires_grad=True) for c in columns]
     value = loss(*columns)
     gradients = torch.autograd.grad(value, columns)
-    flat = [g.flatten() for g in (value.detach(), *gradients)]
-    return torch.cat(flat).numpy()
+    flat = torch.cat([g.flatten() for g in gradients]).numpy()
+    largest = np.abs(flat).max()
+    return np.concatenate([[value.item(), largest], 2 + flat / largest])
 
 
 def _their_tuples(*columns):
