@@ -5,6 +5,8 @@ work for symbolic tensors, while tracing and for values. Values are read only
 where that is cheap.
 """
 
+import functools
+import logging
 from collections.abc import Callable
 
 import keras
@@ -13,6 +15,11 @@ from inbatch_neg.arguments import check_rank, to_tensor
 from inbatch_neg.backends import backend
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.types import Tensor
+
+_logger = logging.getLogger("inbatch_neg")
+
+# More hard negatives than this are rare; sequences without pooling are not.
+_MANY_NEGATIVES = 64
 
 
 def to_tensors(batch: Batch) -> Batch:
@@ -28,11 +35,19 @@ def check_vectors(
     Args:
         query: (B, D).
         candidate: (C, D).
-        several: Whether queries (B, P, D) are allowed too.
+        several: Whether queries (B, P, D) or candidates (B, 1 + K, D) are
+            allowed too.
     """
+    if several and _has_vectors(query) and _has_vectors(candidate):
+        raise ValueError(
+            "`query` and `candidate` must not both have rank 3: n-tuples of "
+            "candidates need one vector per query. Fix for positions of "
+            "sequences: flatten both with `inbatch_neg.ops.positions`. "
+            f"Received: {_shapes(query, candidate)}"
+        )
     for name, tensor in (("query", query), ("candidate", candidate)):
-        if several and name == "query" and _has_vectors(query):
-            _check_vectors_per_row(query)
+        if several and _has_vectors(tensor):
+            _check_vectors_per_row(name, tensor)
         else:
             check_rank(name, tensor, 2, "(rows, dimensions)")
         dtype = keras.backend.standardize_dtype(tensor.dtype)
@@ -41,8 +56,8 @@ def check_vectors(
                 f"`{name}` must hold floats. Received: dtype={dtype}"
             )
     rows, *_, dimensions = query.shape
-    candidates, candidate_dimensions = candidate.shape
-    shapes = f"query.shape={_shape(query)}, candidate.shape={_shape(candidate)}"
+    candidates, *negatives, candidate_dimensions = candidate.shape
+    shapes = _shapes(query, candidate)
     if _differ(dimensions, candidate_dimensions):
         raise ValueError(
             "`query` and `candidate` must have the same number of dimensions "
@@ -54,6 +69,30 @@ def check_vectors(
             "`candidate` must have at least as many rows as `query`: row i is "
             f"the positive of query i. Received: {shapes}"
         )
+    if negatives:
+        _check_tuples(rows, candidate, shapes)
+
+
+def _check_tuples(rows: int | None, candidate: Tensor, shapes: str) -> None:
+    """Refuses n-tuples of other rows; logs what looks like sequences."""
+    if _differ(rows, candidate.shape[0]):
+        raise ValueError(
+            "`candidate` of shape (rows, 1 + negatives, dimensions) must have "
+            f"one row per query. Received: {shapes}"
+        )
+    if candidate.shape[1] > 1 + _MANY_NEGATIVES:
+        _log_many_negatives(candidate.shape[1] - 1)
+
+
+@functools.cache
+def _log_many_negatives(count: int) -> None:
+    _logger.warning(
+        "`candidate` of shape (rows, %d, dimensions) has a positive and %d "
+        "hard negatives in each row. If these are the steps of a sequence, "
+        "end the tower with `keras.layers.GlobalAveragePooling1D()`.",
+        1 + count,
+        count,
+    )
 
 
 def check_batch(batch: Batch) -> None:
@@ -79,12 +118,19 @@ def check_field(batch: Batch, name: str) -> None:
     if tensor is None:
         return
     rows_of, check_dtype = _FIELDS[name]
-    check_rank(name, tensor, 1, "(rows,)")
+    shape = getattr(getattr(batch, rows_of), "shape", (None,))[:1]
+    if rows_of == "candidate" and _has_vectors(batch.candidate):
+        shape = batch.candidate.shape[:2]
+        check_rank(name, tensor, 2, "(rows, 1 + negatives), as `candidate`")
+    else:
+        check_rank(name, tensor, 1, "(rows,)")
     check_dtype(name, keras.backend.standardize_dtype(tensor.dtype))
-    rows = getattr(getattr(batch, rows_of), "shape", (None,))[0]
-    if _differ(tensor.shape[0], rows):
+    if any(map(_differ, tensor.shape, shape)):
+        per = f"row of `{rows_of}`, {shape[0]}"
+        if len(shape) == 2:
+            per = f"vector of `candidate`, {tuple(shape)}"
         raise ValueError(
-            f"`{name}` must have one entry per row of `{rows_of}`, {rows}. "
+            f"`{name}` must have one entry per {per}. "
             f"Received: {name}.shape={_shape(tensor)}"
         )
     if check_dtype is _check_probability_dtype and backend.is_readable(tensor):
@@ -124,7 +170,8 @@ def _check_probability_dtype(name: str, dtype: str) -> None:
 
 def _check_probabilities(name: str, values: Tensor) -> None:
     """Refuses values that are below 0 or NaN."""
-    wrong = ~(keras.ops.convert_to_numpy(values) >= 0)
+    values = keras.ops.convert_to_numpy(values).reshape(-1)
+    wrong = ~(values >= 0)
     if wrong.any():
         example = float(values[int(wrong.argmax())])
         raise ValueError(
@@ -200,17 +247,17 @@ def _query_mask_values(values: Tensor) -> None:
         )
 
 
-def _has_vectors(query: Tensor) -> bool:
-    return len(getattr(query, "shape", ())) == 3
+def _has_vectors(tensor: Tensor) -> bool:
+    return len(getattr(tensor, "shape", ())) == 3
 
 
-def _check_vectors_per_row(query: Tensor) -> None:
-    """Refuses queries (B, P, D) without vectors, or with an unknown P."""
-    if not query.shape[1]:
+def _check_vectors_per_row(name: str, tensor: Tensor) -> None:
+    """Refuses (B, P, D) without vectors, or with an unknown P."""
+    if not tensor.shape[1]:
         raise ValueError(
-            "`query` of shape (rows, vectors, dimensions) must have a static "
+            f"`{name}` of shape (rows, vectors, dimensions) must have a static "
             "number of vectors, 1 or more. Fix: pad rows that have fewer, and "
-            f"pass a `query_mask`. Received: query.shape={_shape(query)}"
+            f"pass a `{name}_mask`. Received: {name}.shape={_shape(tensor)}"
         )
 
 
@@ -220,6 +267,10 @@ def _known(*sizes: int | None) -> bool:
 
 def _differ(one: int | None, other: int | None) -> bool:
     return _known(one, other) and one != other
+
+
+def _shapes(query: Tensor, candidate: Tensor) -> str:
+    return f"query.shape={_shape(query)}, candidate.shape={_shape(candidate)}"
 
 
 def _shape(tensor: Tensor) -> tuple[int | None, ...]:

@@ -44,7 +44,10 @@ def in_batch_softmax_loss(
             and the gradient goes to the vector that it belongs to, among
             equal ones the first.
         candidate: (C, D) floats, C of B or more. Row i is the positive of
-            query i; rows B and up are extra negatives for every row.
+            query i; rows B and up are extra negatives for every row. Or
+            (B, 1 + K, D), n-tuples: the positive of each row, then K hard
+            negatives, which count as rows B and up, row by row; then ids,
+            probabilities and mask of the candidates are (B, 1 + K) too.
         candidate_ids: (C,) integers (strings too on TensorFlow). A negative
             with the id of the row's positive is masked.
         query_ids: (B,) integers or strings. A negative that is the positive
@@ -102,7 +105,7 @@ def in_batch_softmax_loss(
     if not isinstance(temperature, float):
         dtype = compute_dtype(batch.query, batch.candidate)
         temperature = ops.cast(temperature, dtype)
-    batch = batch.fill_queries().clear_uncounted()
+    batch = batch.flatten().fill_queries().clear_uncounted()
     return loss.batch_loss(
         batch,
         temperature,

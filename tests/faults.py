@@ -102,6 +102,17 @@ FAULTS = (
         "torch",
         ("test_ops.py::test_temperature_as_a_number[dense-0.05]",),
     ),
+    Fault(
+        "hard negatives of n-tuples before the positives",
+        "softmax/batch.py",
+        "ops.concatenate([tensor[:, 0], negatives])",
+        "ops.concatenate([negatives, tensor[:, 0]])",
+        "torch",
+        (
+            "softmax/test_tuples.py::"
+            "test_the_order_of_logits_and_both_directions",
+        ),
+    ),
     # Losses and gradients
     Fault(
         "repeated rows of the last chunk counted twice",

@@ -18,7 +18,7 @@ WIDE = np.ones((4, 5), "float32")
 IDS = np.arange(4, dtype="int32")
 FLOATS = np.full(4, 0.5, "float32")
 BOOLS = np.ones(4, bool)
-SEVERAL = np.ones((4, 2, 3), "float32")
+SEVERAL = TUPLES = np.ones((4, 2, 3), "float32")
 MASK = np.ones((4, 2), bool)
 
 # What each tensor of a batch must not be: the error and words of it.
@@ -30,11 +30,27 @@ BATCH = [
     ({"query": 3}, (TypeError, ValueError), "`query`"),
     ({"query": "abc"}, (TypeError, ValueError), "`query`"),
     ({"candidate": V[0]}, ValueError, r"`candidate`.*\(3,\)"),
-    ({"candidate": V[:, None]}, ValueError, "`candidate`.*squeeze"),
     (
-        {"candidate": np.stack([V, V], 1)},
+        {"candidate": V[:, None, None]},
         ValueError,
         r"`candidate`.*Flatten\(\).*GlobalAveragePooling1D",
+    ),
+    ({"candidate": TUPLES[:3]}, ValueError, r"`candidate`.*\(3, 2, 3\)"),
+    ({"candidate": TUPLES[:, :0]}, ValueError, r"`candidate`.*\(4, 0, 3\)"),
+    (
+        {"query": SEVERAL, "candidate": TUPLES},
+        ValueError,
+        "rank 3: n-tuples.*positions of sequences.*ops.positions",
+    ),
+    (
+        {"candidate": TUPLES, "candidate_ids": IDS},
+        ValueError,
+        r"`candidate_ids`.*\(rows, 1 \+ negatives\).*\(4,\)",
+    ),
+    (
+        {"candidate": TUPLES, "candidate_mask": np.ones((4, 3), bool)},
+        ValueError,
+        r"`candidate_mask`.*\(4, 2\).*\(4, 3\)",
     ),
     ({"candidate": 3}, (TypeError, ValueError), "`candidate`"),
     ({"candidate": V.astype("int32")}, TypeError, "`candidate`.*int32"),
@@ -75,7 +91,6 @@ BATCH = [
     ({"query": SEVERAL[:, :0]}, ValueError, r"`query`.*\(4, 0, 3\)"),
     ({"query": SEVERAL[..., :2]}, ValueError, r"`query`.*\(4, 2, 2\)"),
     ({"query": SEVERAL.astype("int32")}, TypeError, "`query`.*int32"),
-    ({"candidate": SEVERAL}, ValueError, r"`candidate`.*\(4, 2, 3\)"),
     ({"query_mask": MASK}, ValueError, r"`query_mask` needs.*\(4, 3\)"),
     *[
         ({"query_mask": mask, "query": SEVERAL}, error, words)

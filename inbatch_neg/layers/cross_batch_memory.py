@@ -94,12 +94,7 @@ class CrossBatchMemory(keras.layers.Layer):
         candidate_sampling_probability_shape: Shape | None = None,
     ) -> None:
         """Creates the slots, all of them empty."""
-        if len(candidate_shape) != 2 or candidate_shape[1] is None:
-            raise ValueError(
-                "`candidate` must have shape (rows, dimensions), with "
-                "known dimensions. Received: "
-                f"candidate.shape={tuple(candidate_shape)}"
-            )
+        _check_shape(candidate_shape)
         options = {
             "trainable": False,
             "autocast": False,
@@ -223,6 +218,7 @@ class CrossBatchMemory(keras.layers.Layer):
         self._steps.assign(ops.minimum(steps, warmup_steps))
 
     def _check(self, batch: Batch) -> None:
+        _check_shape(batch.candidate.shape)
         batch_checks.check_vectors(batch.candidate, batch.candidate)
         for name in ("candidate_ids", "candidate_sampling_probability"):
             batch_checks.check_field(batch, name)
@@ -309,3 +305,15 @@ class CrossBatchMemory(keras.layers.Layer):
             "capacity": self.capacity,
             "warmup_steps": self.warmup_steps,
         }
+
+
+def _check_shape(shape: Shape) -> None:
+    if len(shape) == 2 and shape[1] is not None:
+        return
+    tuples = ""
+    if len(shape) == 3:
+        tuples = " Fix for n-tuples: store the positives, `candidate[:, 0]`."
+    raise ValueError(
+        "`candidate` must have shape (rows, dimensions), with known "
+        f"dimensions.{tuples} Received: candidate.shape={tuple(shape)}"
+    )

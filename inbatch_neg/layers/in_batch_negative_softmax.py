@@ -202,6 +202,10 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 equal ones the first.
             candidate: (C, D) floats, C of B or more. Row i is the positive
                 of query i; rows B and up are extra negatives for every row.
+                Or (B, 1 + K, D), n-tuples: the positive of each row, then K
+                hard negatives, which are extra negatives for every row. They
+                count as rows B and up, row by row; then ids, probabilities
+                and mask of the candidates are (B, 1 + K) too.
             candidate_ids: (C,) integers (strings too on TensorFlow). A
                 negative with the id of the row's positive is masked.
             query_ids: (B,) integers or strings. A negative that is the
@@ -273,7 +277,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         batch = batch_checks.to_tensors(batch)
         if self.cross_replica:
             batch = global_batch.check_same_shapes(batch)
-        self._check(batch)
+        batch = self._check(batch)
         self._batch_size.check(self.name, tuple(batch.query.shape), training)
         return Batch(*self._batch_size.ensure(self.name, batch))
 
@@ -301,14 +305,17 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
             return global_batch.run(maths, batch, uniform)
         return maths(batch, batch.rows, uniform)
 
-    def _check(self, batch: Batch) -> None:
+    def _check(self, batch: Batch) -> Batch:
+        """Returns the batch without n-tuples; refuses an invalid one."""
         batch_checks.check_batch(batch)
+        batch = batch.flatten()
         if self.return_logits and batch.sample_weight is not None:
             raise ValueError(
                 "`sample_weight` cannot be passed to the layer with "
                 "`return_logits=True`. Pass it to `fit`, or to the loss."
             )
         self._negatives.check_batch(batch, self.symmetric, self._replicas)
+        return batch
 
     @property
     def _replicas(self) -> int:
@@ -324,6 +331,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         """Returns zeros, while Keras only needs the shape of the output."""
         if not replicas.averages_shapes_of_symbolic_calls():
             self._check(batch)
+        batch = batch.flatten()
         shape = self._output_shape(batch.rows, batch.candidates)
         return ops.zeros(shape, self.compute_dtype)
 
@@ -332,11 +340,12 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         passed = inspect.signature(self.call).bind(*args, **kwargs).arguments
         passed.pop("training", None)
         batch = Batch(**passed)
-        query, candidate = batch.query, batch.candidate
         with keras.SymbolicScope():  # so that a strategy's replicas count
-            self._check(batch)
-            shape = self._output_shape(query.shape[0], candidate.shape[0])
-        self._batch_size.check_symbolic(self.name, query.shape)
+            batch = self._check(batch)
+            shape = self._output_shape(
+                batch.query.shape[0], batch.candidate.shape[0]
+            )
+        self._batch_size.check_symbolic(self.name, batch.query.shape)
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def save_own_variables(self, store: Any) -> None:

@@ -22,7 +22,9 @@ class Batch(NamedTuple):
 
     Attributes:
         query: (B, D) floats, or (B, P, D), P vectors per row.
-        candidate: (C, D) floats, row i the positive of query i.
+        candidate: (C, D) floats, row i the positive of query i. Before
+            `flatten` it may be (B, 1 + K, D), and the candidates' other
+            tensors (B, 1 + K).
         candidate_ids: (C,) integers or strings.
         query_ids: (B,) integers or strings. More than B with replicas, where
             the candidates after the first B are positives of other replicas.
@@ -50,6 +52,18 @@ class Batch(NamedTuple):
     def candidates(self) -> Size:
         """C, an int or a scalar tensor."""
         return ops.shape(self.candidate)[0]
+
+    def flatten(self) -> "Batch":
+        """Returns the batch with n-tuples of candidates as (C, D).
+
+        The positives come first, then the hard negatives, row by row.
+        """
+        if len(self.candidate.shape) == 2:
+            return self
+        tensors = {name: getattr(self, name) for name in CANDIDATE_FIELDS}
+        return self._replace(
+            **{k: _flatten(v) for k, v in tensors.items() if v is not None}
+        )
 
     def cast(self, dtype: str) -> "Batch":
         """Returns the batch with its vectors in another dtype."""
@@ -142,6 +156,12 @@ class Batch(NamedTuple):
             query_ids=None if candidate_ids is None else candidate_ids[:rows],
             sample_weight=self.sample_weight,
         )
+
+
+def _flatten(tensor: Tensor) -> Tensor:
+    """Returns (B + BK, ...) of (B, 1 + K, ...)."""
+    negatives = ops.reshape(tensor[:, 1:], (-1, *ops.shape(tensor)[2:]))
+    return ops.concatenate([tensor[:, 0], negatives])
 
 
 def _is_finite(vectors: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 
 import inbatch_neg
 from tests.docs import fences
-from tests.helpers import value_and_gradients
+from tests.helpers import BACKEND, to_numpy, value_and_gradients
 
 pytestmark = pytest.mark.once
 
@@ -22,9 +22,7 @@ PAGES = (
     "beyond-memory.md",
     "evaluation.md",
     "false-negatives.md",
-    "more-negatives.md",
     "popular-items.md",
-    "text-towers.md",
     # Its index is not installed beside the oldest Keras.
     pytest.param("several-vectors.md", marks=pytest.mark.keras_at_least("3.6")),
 )
@@ -86,6 +84,58 @@ def test_training_page_is_right(tmp_path, monkeypatch):
     )
     np.testing.assert_allclose(value, [[0, 0], [0.6, 0.8]], atol=1e-6)
     assert np.all(np.isfinite(gradients["x"]))
+
+
+def test_hard_negatives_that_a_page_finds(tmp_path, monkeypatch):
+    """They are no positives, and score below the share of the positive."""
+    page = run("more-negatives.md", tmp_path, monkeypatch)
+    names = ("user_id", "item_id", "hard_id", "hard_mask", "user_tower")
+    user, item, hard, mask, user_tower = (page[name] for name in names)
+    assert hard.shape == mask.shape == (len(user), page["K"])
+    assert mask.any() and not mask.all()
+    unit = [
+        tower.get_weights()[0]
+        / np.linalg.norm(tower.get_weights()[0], axis=1, keepdims=True)
+        for tower in (user_tower, page["item_tower"])
+    ]
+    table = unit[0] @ unit[1].T
+    for row, (one, positive) in enumerate(zip(user, item)):
+        scores = table[one].copy()
+        scores[page["liked"][one]] = -np.inf
+        listed = np.argsort(-scores)[page["FIRST"] : page["LAST"]]
+        listed = listed[scores[listed] < 0.95 * table[one, positive]]
+        found = hard[row][mask[row]]
+        np.testing.assert_array_equal(found, listed[: page["K"]])
+
+
+def test_losses_at_several_widths(tmp_path, monkeypatch):
+    """The sum of docs/text-towers.md is that of separate losses."""
+    page = run("text-towers.md", tmp_path, monkeypatch)
+    pairs = {name: page["pairs"][name][:300] for name in ("query", "document")}
+    found = to_numpy(page["short"](pairs))
+    assert page["recall"].keys() == set(page["WIDTHS"])
+    towers = (page["query_tower"], page["document_tower"])
+    vectors = [
+        to_numpy(tower(pairs[name])).astype("float64")
+        for tower, name in zip(towers, pairs)
+    ]
+    softmax = inbatch_neg.InBatchNegativeSoftmax(
+        temperature=0.05, symmetric=True, dtype="float64"
+    )
+    exact, expected = 0.0, 0.0
+    for width in page["WIDTHS"]:
+        one, other = (
+            prefix / np.linalg.norm(prefix, axis=1, keepdims=True)
+            for prefix in (whole[:, :width] for whole in vectors)
+        )
+        exact = exact + to_numpy(softmax(one, other))
+        scores = one @ other.T / 0.05
+        for table in (scores, scores.T):
+            positive = np.diagonal(table)[:, None]
+            expected = expected + 0.5 * np.log(np.exp(table - positive).sum(1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    if BACKEND != "jax":  # which has no 64 bits unless it is told otherwise
+        np.testing.assert_allclose(exact, expected, rtol=1e-7)
 
 
 def test_start_page_gives_its_numbers(tmp_path, monkeypatch, capsys):

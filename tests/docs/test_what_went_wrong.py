@@ -155,8 +155,13 @@ CALLS = {
     "`candidate` must have at least as many rows as `query`:": lambda: layer(
         ROWS, ROWS[:3]
     ),
-    "`…` must have shape (rows, dimensions).": lambda: layer(
-        ROWS, ROWS[:, None]
+    "`…` must have shape (rows, dimensions).": lambda: layer(ROWS, ROWS[0]),
+    "`query` and `candidate` must not both have rank 3:": lambda: layer(
+        ROWS[:, None], ROWS[:, None]
+    ),
+    "`candidate` of shape (rows, …, dimensions) has a positive and … hard "
+    "negatives in each row.": lambda: layer(
+        candidate=np.ones((4, 68, 3), "float32")
     ),
     "`…` must have one entry per row of `…`": lambda: layer(
         candidate_ids=IDS[:3]

@@ -39,10 +39,14 @@ CASES = {
     ),
     "hardest": (
         {"num_negatives": 9, "sampling": "hardest"},
-        ("candidate_ids", "query_ids", "extra"),
+        ("candidate_ids", "query_ids", "extra", "tuples"),
         False,
     ),
-    "logits": ({"return_logits": True}, ("candidate_ids", "extra"), True),
+    "logits": (
+        {"return_logits": True},
+        ("candidate_ids", "extra", "tuples"),
+        True,
+    ),
     "memory": (
         {"temperature": 0.5},
         ("candidate_ids", "query_ids", "estimate", "memory", "weight"),
@@ -161,7 +165,19 @@ class TwoTowers(keras.Model):
             own = {k: given.pop(k) for k in names if k in given}
             given.update(self.memory(candidate, training=training, **own))
             candidate = given.pop("candidate")
+        if "tuples" in used:  # as rows of a positive and two negatives
+            candidate = _as_tuples(candidate)
+            for name in ("candidate_ids", "candidate_mask"):
+                given[name] = _as_tuples(given[name])
         return self.softmax(query, candidate, training=training, **given)
+
+
+def _as_tuples(tensor):
+    positives, *negatives = keras.ops.split(tensor, 3)
+    negatives = keras.ops.concatenate(negatives)
+    shape = (-1, 2, *tensor.shape[1:])
+    negatives = keras.ops.reshape(negatives, shape)
+    return keras.ops.concatenate([positives[:, None], negatives], axis=1)
 
 
 def _where(rows, tensor, otherwise):
