@@ -240,6 +240,9 @@ CALLS = {
     "`columns` must name columns of `data`, which are": lambda: full_batches(
         {"user": NUMBERS}, 4, columns=["item"]
     ),
+    "`data` as a path must be parquet: a file, a folder, or a list of files": (
+        lambda: full_batches("pairs.csv", 4)
+    ),
     "`data` must have at least `batch_size` rows": lambda: full_batches(
         NUMBERS, 16
     ),
