@@ -30,7 +30,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import keras
@@ -61,18 +61,6 @@ def in_export() -> bool:
         frame.f_globals.get("__name__", "").startswith("keras.src.export")
         for frame in _frames()
     )
-
-
-class UnchangedMessage:
-    """For errors whose message Keras and AutoGraph should not change.
-
-    Keras and AutoGraph rewrite the message of an error that passes through
-    them, which would hide the fix, and AutoGraph changes its type. They do not
-    touch errors with these attributes.
-    """
-
-    _keras_call_info_injected = True
-    ag_pass_through = True
 
 
 class NoNameScope:
@@ -246,7 +234,10 @@ def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:
 class _RestoreModelState(contextlib.ContextDecorator):
     """Restores a model's weights when an error leaves a JAX step.
 
-    Every public layer, loss, metric and function raises inside it.
+    Every public layer, loss, metric and function raises inside it. So it also
+    lets the message and the type of an error of ours be. Keras would append
+    the arguments of the call, so that the fix would not be in the last lines,
+    and AutoGraph would make another error of it.
 
     While `fit`, `evaluate` and `predict` run on JAX, Keras empties the model
     and keeps the weights in a local variable, `state`. An exception loses
@@ -258,9 +249,26 @@ class _RestoreModelState(contextlib.ContextDecorator):
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        if kind is not None and issubclass(kind, Exception):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception):
+            if _raised_in(trace).startswith("inbatch_neg."):
+                error._keras_call_info_injected = True  # type: ignore
+                error.ag_pass_through = True  # type: ignore
             _restore()
+
+
+def _raised_in(trace: TracebackType | None) -> str:
+    """Returns the name of the module in which an error was raised."""
+    module = ""
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        trace = trace.tb_next
+    return module
 
 
 # A decorator, and a context.

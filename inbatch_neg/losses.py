@@ -3,6 +3,7 @@
 import keras
 
 from inbatch_neg import keras_private
+from inbatch_neg.backends import backend
 from inbatch_neg.softmax.scoring import (
     at_least_float32,
     cross_entropy_with_first,
@@ -34,11 +35,11 @@ class InBatchNegativeLoss(keras.losses.Loss):
 
     Raises:
         ValueError: in the call, if the output is neither (B,) nor (B, 1 + K)
-            with K of 1 or more.
+            with K of 1 or more; outside of a compiled step also if a loss is
+            below 0, as scores may be.
 
     Example:
-    >>> import numpy as np
-    >>> loss = InBatchNegativeLoss()
+    >>>     >>> loss = InBatchNegativeLoss()
     >>> round(float(loss(None, np.array([1.0, 2.0, 3.0]))), 4)
     2.0
     >>> round(float(loss(None, np.array([[0.0, 0.0], [5.0, 5.0]]))), 4)
@@ -78,13 +79,26 @@ class InBatchNegativeLoss(keras.losses.Loss):
             y_pred: (B,) losses or (B, 1 + K) logits, positive first.
         """
         shape = y_pred.shape
+        received = f"y_pred.shape={tuple(shape)}"
         if len(shape) == 1:
-            return y_pred
-        if len(shape) == 2 and shape[1] != 1:
+            least = _least(y_pred)
+            if not least < 0:
+                return y_pred
+            received = f"losses below 0, such as {least:.3g}"
+        elif len(shape) == 2 and shape[1] != 1:
             return cross_entropy_with_first(y_pred)
         raise ValueError(
             "`y_pred` must be the output of `InBatchNegativeSoftmax`: "
             "losses of shape (rows,), or logits of shape (rows, 1 + "
-            "negatives) with the positive in column 0. Received: "
-            f"y_pred.shape={tuple(shape)}"
+            "negatives) with the positive in column 0. "
+            f"Received: {received}"
         )
+
+
+def _least(losses: Tensor) -> float:
+    """Returns the least loss; 0 in a trace, or if rounding explains it."""
+    if not backend.is_readable(losses):
+        return 0.0
+    values = keras.ops.convert_to_numpy(losses)
+    least = float(values.min(initial=0))
+    return least if least < -1e-3 * abs(values).max(initial=1) else 0.0

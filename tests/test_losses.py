@@ -80,3 +80,23 @@ def test_the_sum_has_32_bits(by, dtype):
     assert float(found) == 9.0
     assert loss.dtype == again.dtype == "float32"
     assert InBatchNegativeLoss(dtype="float64").dtype == "float64"
+
+
+def test_scores_are_no_losses():
+    """The product of two towers, (B,), would fall without an end."""
+    loss = InBatchNegativeLoss(reduction="none")
+    with pytest.raises(ValueError, match="`InBatchNegativeSoftmax`.*-0.7"):
+        loss(None, np.array([0.2, -0.7, 0.5], "float32"))
+    # A loss of 0 may be rounded, and a weight may be large.
+    for good in ([-1e-6, 2.0], [-0.1, 1e6], [np.nan, 1.0], [np.inf, 0.0], []):
+        found = to_numpy(loss(None, np.array(good, "float32")))
+        np.testing.assert_array_equal(found, np.array(good, "float32"))
+
+
+@pytest.mark.backends("torch")
+def test_loss_in_a_transform_of_torch():
+    import torch
+
+    loss = InBatchNegativeLoss()
+    gradient = torch.func.grad(lambda x: loss(None, x * x))(torch.ones(4))
+    assert gradient.tolist() == [0.5] * 4

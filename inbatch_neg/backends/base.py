@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
 from inbatch_neg.types import Size, Tensor
@@ -185,10 +184,6 @@ class Backend:
     def hash_strings(self, ids: Tensor) -> Tensor:
         """Returns the ids, with strings hashed to integers of 63 bits."""
         return ids
-
-    def string_tensor(self, strings: np.ndarray) -> Tensor:
-        """Returns strings as a tensor for a model, None if it takes none."""
-        return None
 
     def widest_integer(self) -> str:
         """Returns "int64", or "int32" if the backend has nothing wider."""

@@ -4,7 +4,6 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -45,10 +44,6 @@ class TensorFlowBackend(Backend):
         if ids.dtype != tf.string:
             return ids
         return tf.strings.to_hash_bucket_fast(ids, 2**63 - 1)
-
-    def string_tensor(self, strings: np.ndarray) -> Tensor:
-        """Returns a tensor, since Keras does not take NumPy's strings."""
-        return tf.convert_to_tensor(strings)
 
     def compile(self, function: Callable, xla: bool = True) -> Callable:
         """Compiles with or without XLA."""

@@ -24,12 +24,16 @@ class TorchBackend(Backend):
     )
 
     def is_readable(self, tensor: Tensor) -> bool:
-        """True for eager tensors on the CPU; on a GPU it would synchronise."""
+        """True for eager tensors on the CPU; on a GPU it would synchronise.
+
+        The tensors of `torch.func` have no values.
+        """
         return (
             isinstance(tensor, torch.Tensor)
             and tensor.device.type == "cpu"
             and not torch.compiler.is_compiling()
             and not torch.jit.is_tracing()
+            and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         )
 
     def matmul(self, left: Tensor, right: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Converts a column to a NumPy array, or raises an error that names a fix."""
 
-import collections
 import datetime
 import re
 from typing import Any, NoReturn
@@ -14,13 +13,15 @@ from inbatch_neg.data.training_backend import uses_tensorflow
 def as_array(column: Any, name: str) -> np.ndarray:
     """Returns the column as an array of numbers, bools or strings.
 
+    A NaN among floats is a value; a null, of any type, is a missing value.
+
     Args:
         column: Anything with one entry per row.
         name: Its name in error messages, such as `data['user']`.
 
     Raises:
         TypeError: if it is not a column, or a tensor cannot hold its values.
-        ValueError: if it has no rows, missing values or rows of unequal size.
+        ValueError: if it has no rows, missing values or rows of unequal length.
     """
     _refuse_sparse(column, name)
     if is_instance(column, "datasets", "arrow_dataset.Column"):
@@ -34,36 +35,37 @@ def as_array(column: Any, name: str) -> np.ndarray:
     elif is_instance(column, "pyarrow", "Array", "ChunkedArray"):
         array = _from_arrow(column, name)
     elif is_instance(column, "torch", "Tensor"):
+        if str(column.dtype) == "torch.bfloat16":  # which NumPy does not have
+            column = column.float()
         array = column.detach().cpu().numpy()
     elif isinstance(column, list):
         array = _from_list(column, name)
     elif isinstance(column, np.ma.MaskedArray):
-        array = _from_masked(column, name)
+        what = f"masked {column.dtype}"
+        _refuse_missing(name, np.ma.getmaskarray(column).any(), what)
+        array = np.asarray(column.data)
     elif hasattr(column, "shape") and hasattr(column, "__array__"):
         array = np.asarray(column)
     else:
         raise TypeError(
-            "`data` must be arrays, tables, a dataset or parquet files; with "
-            "`batched=True`, an iterable of batches. Received: "
-            f"{name} of type {type(column).__name__}"
+            f"`{name.split('[')[0]}` must be arrays, tables, a dataset or "
+            "parquet files; with `batched=True`, an iterable of batches. "
+            f"Received: {name} of type {type(column).__name__}"
+        )
+    if array.ndim == 0:
+        raise ValueError(
+            f"`{name}` must be an array of rows. Received: a scalar"
         )
     return _checked(array, name)
 
 
 def _checked(array: np.ndarray, name: str) -> np.ndarray:
-    if array.ndim == 0:
-        raise ValueError(
-            f"The arrays in `data` must have rows. Received: {name}, a scalar"
-        )
     kind = array.dtype.kind
-    if kind == "O":
-        array = _from_objects(array, name)
-        kind = array.dtype.kind
     if kind in "Mm":
-        _refuse_missing(name, array, _rows_with(np.isnat(array)), array.dtype)
+        _refuse_missing(name, np.isnat(array).any(), array.dtype)
         _refuse_dates(name, array.dtype)
-    if kind == "T":  # NumPy's strings of any length
-        array = _from_objects(array.astype(object), name)
+    if kind in "OT":  # T: NumPy's strings of any length
+        array = _from_objects(array.astype(object, copy=False), name)
         kind = array.dtype.kind
     if kind in "OSU" and not uses_tensorflow():
         _refuse(
@@ -79,26 +81,30 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _rows_with(flags: np.ndarray) -> int:
-    """Returns the number of rows in which a flag is set."""
-    return int(flags.reshape(len(flags), -1).any(axis=1).sum())
-
-
-_PAD = (
+UNEQUAL = "rows of unequal length"
+PAD = (
     "Pad the rows to one length, with keras.utils.pad_sequences, or stack "
     "them to one array with numpy.stack"
 )
-_FILL = "Fill them, for example with a separate id, or drop those rows"
+_FILL = (
+    "Fill them, ids with a separate id and floats with NaN, or drop those "
+    "rows (docs/data.md#missing-values)"
+)
 _ENCODE = "Encode them as numbers of one type and at most 64 bits"
 _CAST = "Encode them as seconds or days (casts: docs/data.md#dates-and-times)"
+
+
+def refusal(name: str, what: str, remedy: str = PAD) -> str:
+    """Returns the message for a column that no batch can hold."""
+    if _SELECTABLE.fullmatch(name):
+        remedy += ", or leave the column out with `columns=`"
+    return f"`{name}` holds {what}. {remedy}."
 
 
 def _refuse(
     name: str, what: str, remedy: str, error: type[Exception] = TypeError
 ) -> NoReturn:
-    if _SELECTABLE.fullmatch(name):
-        remedy += ", or leave the column out with `columns=`"
-    raise error(f"`{name}` holds {what}. {remedy}.")
+    raise error(refusal(name, what, remedy))
 
 
 # A named column of the data, or of the `x` of a tuple.
@@ -109,15 +115,9 @@ def _refuse_dates(name: str, what: Any) -> NoReturn:
     _refuse(name, f"dates or times ({what})", _CAST)
 
 
-def refuse_type(name: str, what: str) -> NoReturn:
-    """Raises for a column whose kind of tensor cannot be batched."""
-    _refuse(name, what, _PAD)
-
-
-def _refuse_missing(name: str, column: Any, missing: int, what: Any) -> None:
+def _refuse_missing(name: str, missing: Any, what: Any) -> None:
     if missing:
-        what = f"missing values, in {missing} of {len(column)} rows ({what})"
-        _refuse(name, what, _FILL, ValueError)
+        _refuse(name, f"missing values ({what})", _FILL, ValueError)
 
 
 def _refuse_sparse(column: Any, name: str) -> None:
@@ -131,32 +131,18 @@ def _refuse_sparse(column: Any, name: str) -> None:
         _refuse(name, "a sparse array", "Pass `array.todense()`")
     if is_instance(column, "torch", "Tensor"):
         if column.is_nested:
-            _refuse(name, "a nested tensor", _PAD)
-        if column.layout != _strided():
+            _refuse(name, "a nested tensor", PAD)
+        if str(column.layout) != "torch.strided":
             _refuse(name, "a sparse tensor", "Pass `tensor.to_dense()`")
-        if str(column.dtype) == "torch.bfloat16":
-            _refuse(name, "bfloat16 values", "Pass `tensor.float()`")
-
-
-def _strided() -> Any:
-    import torch
-
-    return torch.strided
-
-
-def _from_masked(column: np.ma.MaskedArray, name: str) -> np.ndarray:
-    if column.ndim:
-        missing = _rows_with(np.ma.getmaskarray(column))
-        _refuse_missing(name, column, missing, f"masked {column.dtype}")
-    return np.asarray(column.data)
 
 
 def _from_pandas(column: Any, name: str) -> np.ndarray:
     dtype = str(column.dtype)
-    # NaN in NumPy's float dtypes is a value. A missing value in any other
-    # dtype would turn integers into floats, in which large ids become equal.
-    if column.dtype.kind != "f" or not isinstance(column.dtype, np.dtype):
-        _refuse_missing(name, column, int(column.isna().sum()), dtype)
+    # NaN in NumPy's float dtypes is a value. A missing value in another dtype
+    # would turn integers into floats, in which large ids become equal.
+    # `_from_objects` looks at objects.
+    if column.dtype.kind not in "fO" or not isinstance(column.dtype, np.dtype):
+        _refuse_missing(name, column.isna().any(), dtype)
     if column.dtype.kind in "Mm" or dtype.startswith(
         ("date", "time", "period")
     ):
@@ -167,74 +153,72 @@ def _from_pandas(column: Any, name: str) -> np.ndarray:
 def _from_polars(column: Any, name: str) -> np.ndarray:
     dtype = column.dtype
     kind = dtype.base_type().__name__
-    _refuse_missing(name, column, column.null_count(), dtype)
+    _refuse_missing(name, column.null_count(), dtype)
     if dtype.is_temporal():
         _refuse_dates(name, dtype)
-    if kind == "List":
-        _refuse(name, f"lists ({dtype})", _PAD)
     if kind == "Struct":
         remedy = "Pass its fields as columns, as in `frame.unnest(name)`"
         _refuse(name, f"{dtype} values", remedy)
     if kind in ("Int128", "UInt128"):
         _refuse(name, f"{dtype} values", _ENCODE)
     if kind == "Array":
-        values = _from_polars(column.explode(), name)
-        return values.reshape(-1, dtype.size, *values.shape[1:])
+        column, kind = column.arr.to_list(), "List"
+    if kind == "List":
+        return _stacked(column.list.len(), column.explode(), name)
     if kind in ("Categorical", "Enum"):
-        column = column.cast(_polars_string())
+        column = column.cast(str)
     return np.asarray(column.to_numpy())
-
-
-def _polars_string() -> Any:
-    import polars
-
-    return polars.String
 
 
 def _from_arrow(column: Any, name: str) -> np.ndarray:
     import pyarrow
+    from pyarrow import compute
 
-    types = pyarrow.types
     kind = column.type
-    _refuse_missing(name, column, column.null_count, kind)
+    _refuse_missing(name, column.null_count, kind)
     check_arrow_type(kind, name)
-    if types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
+    if pyarrow.types.is_dictionary(kind):
         # A value of the dictionary may be missing, too.
-        _refuse_missing(name, column, column.null_count, kind)
+        return _from_arrow(column.cast(kind.value_type), name)
     if isinstance(column, pyarrow.ChunkedArray):
-        if column.num_chunks == 1:
-            column = column.chunk(0)
-        else:
-            column = column.combine_chunks()
-        if isinstance(column, pyarrow.ChunkedArray):  # older than 15, or empty
-            column = pyarrow.concat_arrays(
-                column.chunks or [pyarrow.array([], kind)]
-            )
-    sizes = []
-    while types.is_fixed_size_list(column.type):
-        sizes.append(column.type.list_size)
-        column = column.flatten()
-        _refuse_missing(name, column, column.null_count, "values of its lists")
-    array = column.to_numpy(zero_copy_only=False)
-    return array.reshape(-1, *sizes) if sizes else array
+        chunks = column.chunks or [pyarrow.array([], kind)]
+        column = (
+            chunks[0] if len(chunks) == 1 else pyarrow.concat_arrays(chunks)
+        )
+    if _is_list(kind):
+        lengths = compute.list_value_length(column)
+        return _stacked(lengths, column.flatten(), name)
+    if hasattr(column, "to_numpy_ndarray"):  # tensors of one shape
+        return np.asarray(column.to_numpy_ndarray())
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def _is_list(kind: Any) -> bool:
+    """Returns whether an Arrow type is a list, of one of its five kinds."""
+    return hasattr(kind, "value_field")
 
 
 def check_arrow_type(kind: Any, name: str) -> None:
-    """Refuses an Arrow type other than numbers, bools and strings."""
-    import pyarrow
+    """Refuses an Arrow type other than numbers, bools, strings and lists."""
+    from pyarrow import types
 
-    types = pyarrow.types
-    while types.is_fixed_size_list(kind) or types.is_dictionary(kind):
+    while _is_list(kind) or types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_temporal(kind):
         _refuse_dates(name, kind)
-    if types.is_list(kind) or types.is_large_list(kind):
-        _refuse(name, f"lists ({kind})", _PAD)
     if types.is_null(kind):
         _refuse(name, "only missing values", _FILL, ValueError)
     if types.is_nested(kind) or types.is_decimal(kind):
         _refuse(name, f"{kind} values", _ENCODE)
+
+
+def _stacked(lengths: Any, values: Any, name: str) -> np.ndarray:
+    """Returns the values of lists as an array, (rows, length, ...)."""
+    sizes = np.unique(np.asarray(lengths))
+    if len(sizes) > 1:
+        _refuse(name, UNEQUAL, PAD, ValueError)
+    array = as_array(values, name)
+    return array.reshape(len(lengths), sizes.max(initial=0), *array.shape[1:])
 
 
 # Above this, not every integer is a float64.
@@ -258,7 +242,7 @@ def _from_list(column: list, name: str) -> np.ndarray:
     try:
         array = np.asarray(column)
     except ValueError:  # NumPy's "inhomogeneous shape"
-        _refuse(name, "rows of unequal length", _PAD, ValueError)
+        _refuse(name, UNEQUAL, PAD, ValueError)
     if array.dtype.kind == "f" and np.any(np.abs(array) >= _EXACT):
         _refuse_rounded(column, name)
     # NumPy converts numbers to strings in a list that also holds strings.
@@ -270,37 +254,40 @@ def _from_list(column: list, name: str) -> np.ndarray:
 def _from_objects(array: np.ndarray, name: str) -> np.ndarray:
     """Returns strings, or the numbers in an array of objects."""
     values = array.ravel()
-    kinds = collections.Counter(map(type, values))
-    missing = sum(
-        number
-        for kind, number in kinds.items()
-        if kind is type(None) or kind.__name__ in ("NAType", "NaTType")
+    kinds = set(map(type, values))
+    missing = any(
+        kind.__name__ in ("NoneType", "NAType", "NaTType") for kind in kinds
+    ) or (
+        # Among other objects, NaN is what pandas makes of a missing value.
+        len(kinds) > 1
+        and any(isinstance(v, (float, np.floating)) and v != v for v in values)
     )
-    if float in kinds and len(kinds) > 1:
-        missing += sum(
-            1 for value in values if type(value) is float and value != value
-        )
-    _refuse_missing(name, array, missing, "objects")
-    if all(issubclass(kind, (str, bytes)) for kind in kinds):
-        return array
+    _refuse_missing(name, missing, "objects")
 
-    def hold(*types: type) -> bool:
+    def all_are(*types: type) -> bool:
+        return all(issubclass(kind, types) for kind in kinds)
+
+    def some_are(*types: type) -> bool:
         return any(issubclass(kind, types) for kind in kinds)
 
-    if hold(datetime.date, datetime.time, datetime.timedelta) or hold(
+    if all_are(str, bytes):
+        return array
+    if all_are(list, tuple, np.ndarray):
+        rows = as_array(list(values), name)
+        return rows.reshape(*array.shape, *rows.shape[1:])
+    if some_are(datetime.date, datetime.time, datetime.timedelta) or some_are(
         np.datetime64, np.timedelta64
     ):
         _refuse_dates(name, "objects")
-    if hold(list, tuple, set, dict, np.ndarray):
-        _refuse(name, "lists or arrays (objects)", _PAD)
-    if hold(str, bytes):
+    if some_are(list, tuple, set, dict, np.ndarray):
+        _refuse(name, "lists or arrays (objects)", PAD)
+    if some_are(str, bytes):
         what = "strings and values of another type"
         _refuse(name, what, "Make all of them strings, or none")
     numbers = np.array(values.tolist()).reshape(array.shape)
     if numbers.dtype.kind not in "biuf" or (
         # Among floats, integers above 2**53 would be rounded.
-        numbers.dtype.kind == "f"
-        and any(not issubclass(kind, (float, np.floating)) for kind in kinds)
+        numbers.dtype.kind == "f" and not all_are(float, np.floating)
     ):
         names = sorted(kind.__name__ for kind in kinds)
         _refuse(name, f"objects of type {', '.join(names)}", _ENCODE)

@@ -5,7 +5,7 @@ A library is imported only if the data comes from it.
 
 import pathlib
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -35,14 +35,14 @@ def full_batches(
 
     Args:
         data: One of these. Rows in memory: an array, a list of numbers, a
-            pandas, polars or Arrow table, a Hugging Face `Dataset`, or a dict
-            or tuple of these, where None stands for no label. Other rows: a
-            `tf.data.Dataset`, a PyTorch `Dataset`, a grain `MapDataset` or
-            `IterDataset`, a `pyarrow.dataset`, or a parquet file, a folder or
-            a list of them. Batches: a PyTorch `DataLoader` with this batch
-            size; with `batched=True` a `tf.data.Dataset`, a
-            `keras.utils.PyDataset`, a generator function, a generator or any
-            iterable. As in `fit`, a tuple is `(x, y)` or
+            pandas, polars or Arrow table, a `RecordBatchReader`, a Hugging
+            Face `Dataset`, or a mapping or tuple of these, where None stands
+            for no label. Other rows: a `tf.data.Dataset`, a PyTorch `Dataset`,
+            a grain `MapDataset` or `IterDataset`, a `pyarrow.dataset` or its
+            `Scanner`, or a parquet file, a folder or a list of them. Batches:
+            a PyTorch `DataLoader` with this batch size; with `batched=True` a
+            `tf.data.Dataset`, a `keras.utils.PyDataset`, a generator function,
+            a generator or any iterable. As in `fit`, a tuple is `(x, y)` or
             `(x, y, sample_weight)`.
         batch_size: Number of rows of every batch, an integer of 2 or more.
         shuffle: Whether to shuffle the rows, differently in every iteration.
@@ -95,15 +95,17 @@ def full_batches(
         return _from_torch(data, chosen)
     if is_instance(data, "grain", "MapDataset", "IterDataset"):
         return _from_grain(data, chosen)
-    if _are_files(data) or is_instance(data, "pyarrow.dataset", "Dataset"):
+    if _are_files(data) or is_instance(
+        data, "pyarrow.dataset", "Dataset", "Scanner"
+    ):
         return _from_files(data, chosen)
     return _from_memory(data, chosen)
 
 
 def _from_memory(data: Any, chosen: Options) -> Any:
     _refuse_batches(data)
-    if isinstance(data, list) and all(isinstance(row, dict) for row in data):
-        if data:
+    if isinstance(data, list) and data:
+        if all(isinstance(row, Mapping) for row in data):
             raise TypeError(
                 "`data` is a list of dicts. Pass `pandas.DataFrame(data)` if "
                 "they are rows, and `batched=True` if they are batches. "
@@ -165,9 +167,7 @@ def _from_batches(data: Any, chosen: Options) -> Any:
 
 def _is_rows(data: Any) -> bool:
     """Returns whether `data` holds rows, or cannot be read at all."""
-    if isinstance(data, (str, bytes, dict, tuple, set)):
-        return True
-    if hasattr(data, "shape") or hasattr(data, "schema"):
+    if isinstance(data, (str, bytes, tuple, set)) or nests.is_rows(data):
         return True
     if is_instance(data, "grain", "MapDataset", "IterDataset"):
         return False
@@ -191,8 +191,9 @@ def _refuse_batches(data: Any) -> None:
             f"`data[{next(iter(data), 'train')!r}]`. Received: {_kind(data)}"
         )
     is_batches = (
-        isinstance(data, (keras.utils.PyDataset, Iterator))
-        or isinstance(data, (types.FunctionType, types.MethodType))
+        isinstance(data, (types.FunctionType, types.MethodType))
+        or isinstance(data, (keras.utils.PyDataset, Iterator))
+        and not is_instance(data, "pyarrow", "RecordBatchReader")
         or is_instance(data, "datasets", "IterableDataset")
         or is_instance(data, "grain", "DataLoader")
     )

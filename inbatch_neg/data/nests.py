@@ -5,7 +5,7 @@ None is not a leaf and does not change: in Keras it stands for "no label".
 
 import collections
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -33,30 +33,42 @@ def is_instance(value: Any, module: str, *names: str) -> bool:
     return False
 
 
-def as_nest(data: Any) -> Any:
-    """Returns `data` with frames and tables as dicts, and lists as tuples.
+def as_nest(data: Any, name: str = "data") -> Any:
+    """Returns `data` with tables and mappings as dicts, and lists as tuples.
 
     Args:
-        data: A column, a frame, a table, or a dict or tuple of these. A list
-            of arrays counts as a tuple, a list of plain values as a column.
+        data: A column, a table, or a mapping or tuple of these. A list of
+            arrays counts as a tuple, a list of plain values as a column.
+        name: Its name in error messages.
+
+    Raises:
+        TypeError: for a named tuple, which has two readings.
     """
-    if isinstance(data, dict):
-        return {name: as_nest(value) for name, value in data.items()}
-    if isinstance(data, tuple):
-        return tuple_like(data, [as_nest(value) for value in data])
-    if is_list_of_columns(data):
-        return tuple(as_nest(value) for value in data)
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        raise TypeError(
+            f"`{name}` has a named tuple, which could be columns, or an input "
+            "and its labels. Pass the dict `pair._asdict()`, or `tuple(pair)` "
+            f"for (x, y, sample_weight). Received: {type(data).__name__}"
+            f"({', '.join(data._fields)})"
+        )
+    if isinstance(data, Mapping):
+        return {key: as_nest(value, name) for key, value in data.items()}
+    if isinstance(data, tuple) or is_list_of_columns(data):
+        return tuple(as_nest(value, name) for value in data)
+    if is_instance(data, "pyarrow", "RecordBatchReader"):
+        data = data.read_all()
     if is_instance(data, "datasets", "Dataset"):
         data = _arrow_table(data)
     if is_instance(data, "pyarrow", "Table", "RecordBatch"):
-        refuse_duplicates(data.schema.names)
-        return dict(zip(data.schema.names, data.columns))
-    if is_instance(data, "pandas", "DataFrame"):
-        refuse_duplicates(list(data.columns))
-        return {name: data[name] for name in data.columns}
-    if is_instance(data, "polars", "DataFrame"):
-        return {name: data[name] for name in data.columns}
-    return data
+        names = data.schema.names
+    elif is_instance(data, "pandas", "DataFrame") or is_instance(
+        data, "polars", "DataFrame"
+    ):
+        names = list(data.columns)
+    else:
+        return data
+    refuse_duplicates(names)
+    return {name: data[name] for name in names}
 
 
 def _arrow_table(dataset: Any) -> Any:
@@ -91,14 +103,19 @@ def refuse_duplicates(names: list[Any]) -> None:
 
 def is_list_of_columns(data: Any) -> bool:
     """Returns whether `data` is a list of arrays, not of plain values."""
-    return isinstance(data, list) and any(map(_is_column, data))
+    return isinstance(data, list) and any(map(is_rows, data))
 
 
-def _is_column(value: Any) -> bool:
-    if isinstance(value, dict):
-        return True
-    return bool(getattr(value, "shape", ())) or is_instance(
-        value, "pyarrow", "Array", "ChunkedArray", "Table"
+def is_rows(data: Any) -> bool:
+    """Returns whether `data` is a mapping, a table or a column with rows.
+
+    Lists and tuples are not.
+    """
+    return (
+        isinstance(data, Mapping)
+        or bool(getattr(data, "shape", ()))
+        or is_instance(data, "pyarrow", "Array", "ChunkedArray")
+        or is_instance(data, "datasets", "arrow_dataset.Column")
     )
 
 
@@ -115,8 +132,8 @@ def map_leaves(
     """
     if nest is None:
         return None
-    if isinstance(nest, (dict, tuple)):
-        keys = list(nest) if isinstance(nest, dict) else range(len(nest))
+    if isinstance(nest, (Mapping, tuple)):
+        keys = list(nest) if isinstance(nest, Mapping) else range(len(nest))
         values = [
             map_leaves(
                 function,
@@ -126,9 +143,9 @@ def map_leaves(
             )
             for key in keys
         ]
-        if isinstance(nest, dict):
+        if isinstance(nest, Mapping):
             return dict(zip(keys, values))
-        return tuple_like(nest, values)
+        return tuple(values)
     return function(nest, *others, name)
 
 
@@ -184,8 +201,8 @@ def select(nest: Any, columns: tuple[str, ...] | None) -> Any:
     if columns is None:
         return nest
     if isinstance(nest, tuple) and nest:
-        return tuple_like(nest, [select(nest[0], columns), *nest[1:]])
-    if not isinstance(nest, dict):
+        return (select(nest[0], columns), *nest[1:])
+    if not isinstance(nest, Mapping):
         raise TypeError(
             "`columns` needs a dict or a frame, as `data` or as its `x`. "
             f"Received: columns={list(columns)} and {type(nest).__name__}"
@@ -197,10 +214,3 @@ def select(nest: Any, columns: tuple[str, ...] | None) -> Any:
             f"Received: {unknown}"
         )
     return {name: nest[name] for name in columns}
-
-
-def tuple_like(template: Any, values: list) -> tuple:
-    """Returns a tuple, named as the template is."""
-    if hasattr(template, "_fields"):
-        return type(template)(*values)
-    return tuple(values)

@@ -12,6 +12,9 @@ from inbatch_neg.data import nests
 # Rows in the shuffle buffer of data that is read in order.
 SHUFFLE_BUFFER = 2**17
 
+# No data has so many rows: grain's length of an endless `repeat` is 2**63 - 1.
+_ENDLESS = 2**48
+
 _logger = logging.getLogger("inbatch_neg")
 
 
@@ -58,7 +61,7 @@ class Options(NamedTuple):
     def log_left_out(self, rows: int) -> None:
         """Logs how many rows an epoch leaves out, if any."""
         left_out = rows % self.batch_size
-        if self.pad or not left_out:
+        if self.pad or not left_out or rows >= _ENDLESS:
             return
         level, what = (
             logging.INFO,

@@ -6,8 +6,7 @@ from typing import Any
 
 import pyarrow.dataset
 
-from inbatch_neg.data import columns
-from inbatch_neg.data.nests import refuse_duplicates
+from inbatch_neg.data import columns, nests
 from inbatch_neg.data.options import Options
 from inbatch_neg.data.stream import Stream
 
@@ -15,6 +14,12 @@ from inbatch_neg.data.stream import Stream
 # the memory.
 _CHUNK = 2**16
 _AHEAD = {"batch_readahead": 4, "fragment_readahead": 1}
+
+_RULE = (
+    "`data` as a path must be parquet: a file, a folder, or a list of files, "
+    "such as `glob.glob(pattern)`. Pass `pyarrow.dataset.dataset(path, format="
+    '"csv")` for other files and for URLs.'
+)
 
 
 def open_files(data: Any, options: Options) -> pyarrow.dataset.Dataset:
@@ -29,9 +34,7 @@ def open_files(data: Any, options: Options) -> pyarrow.dataset.Dataset:
     for path in data if isinstance(data, list) else [data]:
         if not os.path.exists(path):
             raise ValueError(
-                "`data` as a string or path must name a folder or file of "
-                f"parquet, or be a list of such files. Received: {path!r}, "
-                "which does not exist"
+                f"{_RULE} Received: {path!r}, which does not exist"
             )
     if isinstance(data, list):
         data = [str(path) for path in data]
@@ -49,8 +52,7 @@ def _check_files(
     """Refuses files whose columns differ, which Arrow casts or fills."""
     if not files:
         raise ValueError(
-            "`data` as a string or path must name a folder or file of parquet. "
-            f"Received: {data!r}, a folder without parquet files"
+            f"{_RULE} Received: {data!r}, a folder without parquet files"
         )
     schemas = [_schema(file) for file in files]
     found = dict.fromkeys(name for schema in schemas for name in schema.names)
@@ -78,39 +80,38 @@ def _schema(file: Any) -> pyarrow.Schema:
         schema = file.physical_schema
     except pyarrow.ArrowInvalid as error:
         raise ValueError(
-            f"All files of `data` must be parquet. Received: {file.path!r}, "
-            f"which is not. Move it away, or pass a list of files. {error}"
+            f"{_RULE} Received: {file.path!r}, another format. {error}"
         ) from error
-    refuse_duplicates(schema.names)
+    nests.refuse_duplicates(schema.names)
     return schema
 
 
-def from_dataset(dataset: pyarrow.dataset.Dataset, options: Options) -> Stream:
-    """Returns the stream of the rows of a dataset.
+def from_dataset(
+    dataset: pyarrow.dataset.Dataset | pyarrow.dataset.Scanner,
+    options: Options,
+) -> Stream:
+    """Returns the stream of the rows of a dataset, or of a scanner.
 
-    A shuffled epoch reads the row groups in random order, and shuffles their
-    rows through the buffer.
+    A shuffled epoch reads the row groups of a dataset in random order, and
+    shuffles the rows through the buffer.
 
     Raises:
         ValueError: for an unknown column, or fewer rows than a batch.
         TypeError: for a column that a tensor cannot hold.
     """
-    names = list(options.columns or dataset.schema.names)
-    unknown = [name for name in names if name not in dataset.schema.names]
-    if unknown:
-        raise ValueError(
-            "`columns` must name columns of `data`, which are "
-            f"{dataset.schema.names}. Received: {unknown}"
-        )
+    is_scanner = isinstance(dataset, pyarrow.dataset.Scanner)
+    schema = dataset.projected_schema if is_scanner else dataset.schema
+    names = nests.select(dict.fromkeys(schema.names), options.columns)
     for name in names:
-        kind = dataset.schema.field(name).type
-        columns.check_arrow_type(kind, f"data[{name!r}]")
+        columns.check_arrow_type(schema.field(name).type, f"data[{name!r}]")
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del number
+        if is_scanner:
+            return dataset.to_batches()
         source = dataset if rng is None else _mixed(dataset, rng)
         return source.to_batches(
-            columns=names, batch_size=_CHUNK, use_threads=True, **_AHEAD
+            columns=list(names), batch_size=_CHUNK, use_threads=True, **_AHEAD
         )
 
     return Stream(open_epoch, options, dataset.count_rows())

@@ -135,6 +135,8 @@ class Stream:
         first = None
         for chunk in self.open_epoch(number, rng):
             chunk = as_chunk(chunk, self.options.columns)
+            if not _rows_of(chunk):  # its lists have no length
+                continue
             if first is None:
                 first = chunk
             else:

@@ -151,7 +151,13 @@ def from_dataset(
         buffer = min(size, SHUFFLE_BUFFER) if size > 0 else SHUFFLE_BUFFER
         rows = rows.shuffle(buffer, options.seed, reshuffle_each_iteration=True)
     drop = size >= 0 and not options.pad
-    if batched and not options.shuffle:
+    if _may_differ(rows.element_spec):
+        batches = rows.ragged_batch(options.batch_size, drop)
+        as_element = _as_element(batches.element_spec)
+        batches = batches.map(
+            lambda *values: nests.map_leaves(_dense, as_element(values))
+        )
+    elif batched and not options.shuffle:
         # Regroups the batches without splitting them into rows.
         batches = dataset.rebatch(options.batch_size, drop_remainder=drop)
     else:
@@ -163,6 +169,24 @@ def from_dataset(
     elif not drop:
         batches = _without_remainder(batches, options)
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _may_differ(spec: Any) -> bool:
+    """Returns whether rows of known rank may have different shapes."""
+    shapes = [tensor.shape for tensor in _tensors(spec)]
+    return all(shape.rank is not None for shape in shapes) and not all(
+        shape.is_fully_defined() for shape in shapes
+    )
+
+
+def _dense(leaf: Any, name: str) -> tf.Tensor:
+    """Returns a column of a batch; refuses rows of unequal length by name."""
+    if not isinstance(leaf, tf.RaggedTensor):
+        return leaf
+    tensor = leaf.to_tensor()
+    equal = tf.equal(tf.size(tensor), tf.size(leaf.flat_values))
+    tf.debugging.Assert(equal, [columns.refusal(name, columns.UNEQUAL)])
+    return tensor
 
 
 def _count(dataset: tf.data.Dataset) -> int:
@@ -187,9 +211,10 @@ def _check_elements(spec: Any, batched: bool) -> None:
 
     def check(leaf: Any, name: str) -> None:
         if isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)):
-            columns.refuse_type(name, f"elements of type {type(leaf).__name__}")
+            what = f"elements of type {type(leaf).__name__}"
+            raise TypeError(columns.refusal(name, what))
 
-    nests.map_leaves(check, spec)
+    nests.map_leaves(check, nests.as_nest(spec))
     if batched:
         return
     shapes = _shapes(spec)

@@ -1,7 +1,7 @@
 """PyTorch's datasets and loaders as a source, and a loader as the result."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent import futures
 from typing import Any
 
@@ -206,7 +206,7 @@ def _opened(loader: torch_data.DataLoader) -> Iterator[Any]:
 
 def _with_tuples(batch: Any) -> Any:
     """Returns the batch with tuples, of which PyTorch makes lists."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {name: _with_tuples(value) for name, value in batch.items()}
     if isinstance(batch, list) and not all(
         isinstance(value, (str, bytes)) for value in batch
@@ -218,7 +218,7 @@ def _with_tuples(batch: Any) -> Any:
 def _collate(rows: list[Any], name: str = "data") -> Any:
     """Collates rows to a batch as PyTorch does, or names what fails."""
     first = rows[0]
-    if isinstance(first, dict):
+    if isinstance(first, Mapping):
         try:
             return {key: _column(rows, key, name) for key in first}
         except KeyError:
@@ -227,10 +227,11 @@ def _collate(rows: list[Any], name: str = "data") -> Any:
                 f"All rows of `{name}` must have the same columns. Received: "
                 f"a row with {list(first)} and one with {list(other)}"
             ) from None
-    if isinstance(first, (tuple, list)) and len(set(map(len, rows))) == 1:
-        return nests.tuple_like(
-            first, [_column(rows, place, name) for place in range(len(first))]
-        )
+    is_tuple = isinstance(first, (tuple, list)) and not hasattr(
+        first, "_fields"
+    )
+    if is_tuple and len(set(map(len, rows))) == 1:
+        return tuple(_column(rows, place, name) for place in range(len(first)))
     try:
         return torch_data.default_collate(rows)
     except (TypeError, RuntimeError, KeyError) as error:

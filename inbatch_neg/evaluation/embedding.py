@@ -6,7 +6,8 @@ import keras
 import numpy as np
 
 from inbatch_neg import arguments, keras_private
-from inbatch_neg.data.nests import as_nest
+from inbatch_neg.data.columns import as_array
+from inbatch_neg.data.nests import as_nest, leaves, map_leaves
 from inbatch_neg.evaluation import inputs
 from inbatch_neg.evaluation.ids import Array
 from inbatch_neg.replicas.current import replicas
@@ -74,9 +75,8 @@ def _vectors(name: str, model_name: str, features: Any) -> Any:
     if _is_array(features):
         return features
     if not inputs.is_dataset(features) and not isinstance(features, list):
-        frame = as_nest(features)  # its columns are the dimensions
-        columns = [inputs.column_array(name, frame[one]) for one in frame]
-        return np.stack(columns, axis=1)
+        columns = map_leaves(as_array, as_nest(features), name=name)
+        return np.stack(leaves(columns), axis=1)  # they are the dimensions
     batches = [_host(batch) for batch in features]
     if any(batch.ndim < 2 for batch in batches):
         return np.stack(batches)
@@ -118,11 +118,8 @@ def rows(model: keras.Model | None, features: Any) -> int | None:
     if model is None and isinstance(features, list):
         one = features[0] if features else 0
         return len(features) if np.ndim(one) < 2 else None
-    column = inputs.first_column(features)
-    shape = getattr(column, "shape", None)
-    if shape is not None:
-        return int(shape[0]) if len(shape) else None
-    return len(column) if hasattr(column, "__len__") else None
+    columns = leaves(as_nest(features))
+    return len(columns[0]) if columns and np.ndim(columns[0]) else None
 
 
 def _is_array(value: Any) -> bool:

@@ -5,22 +5,16 @@ columns differs from the number of inputs. So columns are selected here, by
 name.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from inbatch_neg.backends import backend
-from inbatch_neg.data.nests import (
-    as_nest,
-    is_list_of_columns,
-    leaves,
-    map_leaves,
-)
+from inbatch_neg.data.columns import as_array
+from inbatch_neg.data.nests import as_nest, is_rows, leaves, map_leaves
 from inbatch_neg.evaluation.ids import Array
-from inbatch_neg.types import Tensor
 
 
 class Feed(NamedTuple):
@@ -52,51 +46,64 @@ def feed(name: str, model: keras.Model, features: Any, devices: int) -> Feed:
     inputs = _inputs_of(model)
     padded: list[tuple[int, int]] = []
 
-    def select(nest: Any) -> Any:
-        return _select(name, inputs, nest)
+    def prepared(nest: Any, check: Callable[[Any, str], None]) -> Any:
+        def leaf(column: Any, name: str) -> Array:
+            check(column, name)
+            array = as_array(column, name)
+            check(array, name)
+            return array
+
+        nest = map_leaves(leaf, _select(name, inputs, nest), name=name)
+        return map_leaves(_for_keras, _padded(nest, devices, padded))
 
     if not is_dataset(features):
-        nest = as_nest(_as_array(features))
-        nest = map_leaves(_leaf, select(nest), name=name)
-        _refuse_empty(name, nest)
-        return Feed(_padded(nest, devices, padded), False, padded)
+        nest = prepared(as_nest(features, name), _refuse_empty)
+        return Feed(nest, False, padded)
+    check = _check_of_batches(name, inputs)
     if hasattr(features, "element_spec") and devices == 1:
-        check = _checked_spec(name, inputs)
-        keras.tree.map_structure(check, select(_x(features.element_spec)))
+        spec = _select(name, inputs, _x(name, features.element_spec))
+        map_leaves(check, spec, name=name)
         # In a tuple, since Keras takes a tuple for (x, y, sample_weight).
-        features = features.map(lambda *batch: (select(_x(batch)),))
+        features = features.map(
+            lambda *batch: (_select(name, inputs, _x(name, batch)),)
+        )
         return Feed(features, True, padded)
+    batches = features
+    if isinstance(features, keras.utils.PyDataset):
+        batches = (features[i] for i in range(features.num_batches))
+    results = ((prepared(_x(name, batch), check),) for batch in batches)
+    # Read here, so that an error in it is not raised inside `predict`.
+    first = next(results, None)
+    if first is None:
+        raise ValueError(
+            f"`{name}` must have at least one batch. A generator can be read "
+            "once: pass a dataset. Received: none"
+        )
+    # A generator, since `predict` does not take any iterator.
+    return Feed((batch for batch in chain([first], results)), True, padded)
 
-    def padded_batch(batch: Any) -> Any:
-        return _padded(batch, devices, padded)
 
-    features = _generate(name, inputs, features, select, padded_batch)
-    return Feed(features, True, padded)
-
-
-def _refuse_empty(name: str, nest: Any) -> None:
-    if any(tuple(leaf.shape)[:1] == (0,) for leaf in leaves(nest)):
+def _refuse_empty(column: Any, name: str) -> None:
+    if tuple(getattr(column, "shape", ()))[:1] == (0,):
         raise ValueError(
             f"`{name}` must have at least one row. Received: no rows"
         )
 
 
 def _padded(nest: Any, devices: int, padded: list[tuple[int, int]]) -> Any:
-    """Returns the nest with rows that the devices divide, and notes it."""
-    if devices == 1:
+    """Returns the arrays with rows that the devices divide, and notes it."""
+    sizes = {len(array) for array in leaves(nest)}
+    if devices == 1 or len(sizes) != 1:  # Keras refuses different sizes
         return nest
-    sizes = {leaf.shape[0] if leaf.shape else 0 for leaf in leaves(nest)}
-    if len(sizes) != 1 or 0 in sizes:
-        return nest  # Keras refuses it
     (rows,) = sizes
     copies = -rows % devices
     padded.append((rows, copies))
-
-    def pad(leaf: Any, name: str) -> Array:
-        array = column_array(name, leaf)
-        return np.concatenate([array, np.repeat(array[-1:], copies, axis=0)])
-
-    return map_leaves(pad, nest)
+    return map_leaves(
+        lambda array, name: np.concatenate(
+            [array, np.repeat(array[-1:], copies, axis=0)]
+        ),
+        nest,
+    )
 
 
 def without_padding(vectors: Array, padded: list[tuple[int, int]]) -> Array:
@@ -109,76 +116,15 @@ def without_padding(vectors: Array, padded: list[tuple[int, int]]) -> Array:
 
 def is_dataset(features: Any) -> bool:
     """Returns whether the features are batches, without reading them."""
-    if isinstance(features, (dict, tuple, list)):
-        return False
     if hasattr(features, "element_spec"):
         return True
-    is_array = hasattr(features, "shape") and hasattr(features, "dtype")
-    return not is_array and not isinstance(as_nest(features), dict)
+    return not (isinstance(features, (tuple, list)) or is_rows(features))
 
 
-def first_column(features: Any) -> Any:
-    """Returns the first column of the features of a model."""
-    nest = as_nest(_as_array(features))
-    while isinstance(nest, (dict, tuple)) and len(nest):
-        nest = next(iter(nest.values())) if isinstance(nest, dict) else nest[0]
-    return nest
-
-
-def column_array(name: str, column: Any) -> Array:
-    """Returns a column as an array; refuses missing values."""
-    missing = 0
-    if hasattr(column, "null_count"):
-        missing = column.null_count
-        missing = missing() if callable(missing) else missing
-    elif hasattr(column, "isna") and getattr(column.dtype, "kind", "") != "f":
-        missing = column.isna().sum()
-    if missing:
-        raise ValueError(
-            f"`{name}` must have no missing values. Fill them. "
-            f"Received: {missing} of {len(column)}"
-        )
-    if hasattr(column, "combine_chunks"):
-        return np.asarray(column.to_numpy())
-    if hasattr(column, "to_numpy"):
-        column = column.to_numpy()
-    elif keras.ops.is_tensor(column):
-        column = keras.ops.convert_to_numpy(column)
-    return np.asarray(column)
-
-
-def _as_array(features: Any) -> Any:
-    """Returns a list of plain values as an array."""
-    if isinstance(features, list) and not is_list_of_columns(features):
-        return np.asarray(features)
-    return features
-
-
-def _leaf(column: Any, name: str) -> Any:
-    """Returns a column in a form that `predict` takes."""
-    if hasattr(column, "numpy"):  # a tensor of any library
-        if getattr(column.dtype, "name", "") == "string":
-            _string_tensor(name, np.asarray([""]))
-        return column
-    array = column_array(name, column)
-    if array.dtype.kind == "O":
-        texts = [isinstance(one, (str, bytes)) for one in array.flat]
-        if not all(texts):
-            raise TypeError(
-                f"`{name}` must hold numbers, or strings. Received: objects "
-                f"such as {array.flat[texts.index(False)]!r}"
-            )
-    return _string_tensor(name, array) if array.dtype.kind in "OSU" else array
-
-
-def _string_tensor(name: str, strings: Array) -> Tensor:
-    tensor = backend.string_tensor(strings)
-    if tensor is None:
-        raise TypeError(
-            f"`{name}` holds strings, which no model takes on the backend "
-            f"{backend.name}. Fix: map them by `keras.layers.StringLookup`."
-        )
-    return tensor
+def _for_keras(array: Array, name: str) -> Any:
+    """Returns strings as a tensor: Keras does not take NumPy's."""
+    strings = array.dtype.kind in "OSU"
+    return keras.ops.convert_to_tensor(array) if strings else array
 
 
 def _inputs_of(model: keras.Model) -> Any:
@@ -220,72 +166,32 @@ def _select(name: str, inputs: Any, nest: Any) -> Any:
     return columns if isinstance(inputs, (list, tuple)) else columns[0]
 
 
-def _x(batch: Any) -> Any:
+def _x(name: str, batch: Any) -> Any:
     """Returns the features of a batch, which may be (x, y, sample_weight)."""
-    return batch[0] if isinstance(batch, (tuple, list)) else batch
+    nest = as_nest(batch, name)
+    return nest[0] if isinstance(nest, tuple) else nest
 
 
-def _checked_spec(name: str, inputs: Any) -> Callable[[Any], None]:
-    """Returns a check of the entries of `element_spec`."""
-
-    def check(spec: Any) -> None:
-        shape = getattr(spec, "shape", None)
-        if shape is not None and shape.rank is not None:
-            _check_rank(name, inputs, shape.rank, tuple(shape))
-        if getattr(getattr(spec, "dtype", None), "name", "") == "string":
-            _string_tensor(name, np.asarray([""]))
-
-    return check
-
-
-def _check_rank(name: str, inputs: Any, rank: int, shape: tuple) -> None:
-    """Refuses an element of a dataset that is a row, not a batch."""
+def _check_of_batches(name: str, inputs: Any) -> Callable[..., None]:
+    """Returns a check that a leaf is of a batch, not of a row."""
     least = 1
     # Only for a model with one input: one of several may be a scalar per row.
     if hasattr(inputs, "shape"):
         least = len(inputs.shape)
         if least > 1 and inputs.shape[-1] == 1:  # Keras appends this axis
             least -= 1
-    if rank < least:
-        raise ValueError(
-            f"`{name}` must be a dataset of batches. Fix: "
-            f"`dataset.batch(4096)`. Received: elements of shape {shape}"
-        )
 
+    def check(leaf: Any, _: str) -> None:
+        if getattr(getattr(leaf, "dtype", None), "name", "") == "string":
+            as_array(np.asarray([""]), name)  # refused on some backends
+        shape: Any = getattr(leaf, "shape", None)
+        if np.isscalar(leaf):
+            shape = ()
+        rank = shape.rank if hasattr(shape, "rank") else np.size(shape)
+        if shape is not None and rank is not None and rank < least:
+            raise ValueError(
+                f"`{name}` must be a dataset of batches. Fix: "
+                f"`dataset.batch(4096)`. Received: elements of shape {shape}"
+            )
 
-def _generate(
-    name: str,
-    inputs: Any,
-    dataset: Any,
-    select: Callable[[Any], Any],
-    padded: Callable[[Any], Any],
-) -> Iterator[tuple[Any]]:
-    """Returns an iterator over batches, and reads the first one.
-
-    So an error in the first batch is raised here, not inside `predict`.
-    """
-
-    def prepared(batch: Any) -> tuple[Any]:
-        nest = select(as_nest(_x(batch)))
-
-        def leaf(column: Any, name: str) -> Any:
-            array = column_array(name, column)
-            _check_rank(name, inputs, array.ndim, array.shape)
-            return _leaf(array, name)
-
-        return (padded(map_leaves(leaf, nest, name=name)),)
-
-    if isinstance(dataset, keras.utils.PyDataset):
-        batches = (dataset[i] for i in range(dataset.num_batches))
-    else:
-        batches = iter(dataset)
-    results = map(prepared, batches)
-    try:
-        first = next(results)
-    except StopIteration:
-        raise ValueError(
-            f"`{name}` must have at least one batch. A generator can be read "
-            "once: pass a dataset. Received: none"
-        ) from None
-    # A generator, since `predict` does not take any iterator.
-    return (batch for batch in chain([first], results))
+    return check

@@ -4,6 +4,7 @@ In-batch negatives need a number of rows that is known, and the same in every
 batch. `BatchSize` holds that number and checks every batch against it.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -13,6 +14,8 @@ from inbatch_neg.types import Tensor
 
 ANY = "any"
 
+_logger = logging.getLogger("inbatch_neg")
+
 # The name of the operation that refuses a partial batch at run time, which is
 # in every error of it, also under XLA: the fix, in the characters of a name.
 OPERATION = "Partial_batch.Fix.inbatch_neg.full_batches"
@@ -21,7 +24,7 @@ OPERATION = "Partial_batch.Fix.inbatch_neg.full_batches"
 Shape: TypeAlias = Sequence[int | None]
 
 
-class PartialBatchError(keras_private.UnchangedMessage, ValueError):
+class PartialBatchError(ValueError):
     """A batch has a different number of rows from the other batches.
 
     Raised by `InBatchNegativeSoftmax`. Batch the data with
@@ -52,6 +55,7 @@ class BatchSize:
                 otherwise=' None, or "any"',
             )
         self._largest: dict[bool, int] = {}
+        self._has_compared = False
 
     @property
     def rows(self) -> int | None:
@@ -100,6 +104,24 @@ class BatchSize:
             if rows == 1 and not training:  # PyTorch's export tries this
                 message += f" Fix for an export: {EXPORT_TOWER}"
             raise PartialBatchError(message)
+        if not training:
+            self._compare_with_training(layer_name, rows)
+
+    def _compare_with_training(self, layer_name: str, rows: int) -> None:
+        """Logs once that losses of other batches than in training differ."""
+        trained = self._largest.get(True, rows)
+        if rows != trained and not self._has_compared:
+            self._has_compared = True
+            _logger.warning(
+                "`%s` evaluates batches of %d rows and trains on %d: the "
+                "losses do not compare, since fewer negatives give a lower "
+                "one. Pass `validation_batch_size=%d` to `fit`, `batch_size` "
+                "to `evaluate`, or `full_batches(data, %d)`: Keras cuts arrays "
+                "into batches of 32.",
+                layer_name,
+                rows,
+                *[trained] * 3,
+            )
 
     def ensure(
         self, layer_name: str, tensors: Sequence[Tensor]
@@ -179,9 +201,9 @@ def _other_rows(
 
 def _full(size: int | str) -> str:
     return (
-        f"`inbatch_neg.full_batches(data, {size})`, or "
-        f"`dataset.batch({size}, drop_remainder=True)`, or `drop_last=True` "
-        "in a `DataLoader`"
+        f"`inbatch_neg.full_batches(data, {size})` (for `validation_split`, "
+        f"split `data` first), or `dataset.batch({size}, "
+        "drop_remainder=True)`, or `drop_last=True` in a `DataLoader`"
     )
 
 

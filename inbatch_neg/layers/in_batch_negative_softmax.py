@@ -277,7 +277,13 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         batch = batch_checks.to_tensors(batch)
         if self.cross_replica:
             batch = global_batch.check_same_shapes(batch)
-        batch = self._check(batch)
+        try:
+            batch = self._check(batch)
+        except TypeError as error:
+            if keras_private.in_export():  # Keras passes ids as floats
+                message = f"{error} Fix for an export: {EXPORT_TOWER}"
+                raise TypeError(message) from None
+            raise
         self._batch_size.check(self.name, tuple(batch.query.shape), training)
         return Batch(*self._batch_size.ensure(self.name, batch))
 
@@ -335,6 +341,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         shape = self._output_shape(batch.rows, batch.candidates)
         return ops.zeros(shape, self.compute_dtype)
 
+    @keras_private.restore_model_state
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the symbolic output; the number of rows may be unknown."""
         passed = inspect.signature(self.call).bind(*args, **kwargs).arguments

@@ -160,3 +160,10 @@ def test_states_wait_for_a_batch_of_a_loader(batched):
     model.fit(data, epochs=3, shuffle=False, verbose=0)
     never_seen = reading.to_numpy(estimate(np.array([999], "int32")))
     np.testing.assert_allclose(1.0 / never_seen, [3 * 20 + 1])
+
+
+def test_no_log_of_the_rows_of_endless_data(caplog):
+    rows = grain.MapDataset.range(20).repeat()
+    dataset = full_batches(rows, 16)
+    assert np.asarray(next(iter(dataset))).size == 16
+    assert not caplog.messages

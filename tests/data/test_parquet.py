@@ -1,8 +1,10 @@
 """Parquet files, larger than memory."""
 
+import glob
 import pathlib
 
 import numpy as np
+import pyarrow.compute
 import pyarrow.dataset
 import pyarrow.parquet
 import pytest
@@ -115,12 +117,77 @@ def test_what_is_refused(folder):
         full_batches(folder, 16, batched=True)
 
 
-def test_missing_values_are_named(tmp_path):
-    pyarrow.parquet.write_table(
-        pyarrow.table({"user": [1, 2, None, 4]}), tmp_path / "a.parquet"
+def test_missing_values(tmp_path):
+    """They are named without a count, which would be that of a chunk."""
+    write(tmp_path, a={"user": [1, 2, None, 4], "age": [0.5, 1.5, 2.5, None]})
+    for name in ("user", "age"):
+        with pytest.raises(ValueError, match="missing") as caught:
+            epoch(full_batches(tmp_path, 2, columns=[name]))
+        assert f"`data['{name}']` holds missing values (" in str(caught.value)
+        assert "docs/data.md#missing-values" in str(caught.value)
+    rows = pyarrow.dataset.dataset(tmp_path)
+    field = pyarrow.dataset.field
+    filled = rows.scanner(
+        {
+            "user": pyarrow.compute.coalesce(field("user"), 0),
+            "age": pyarrow.compute.coalesce(field("age"), float("nan")),
+        }
     )
-    with pytest.raises(ValueError, match=r"data\['user'\].*1 of 4.*Fill"):
+    for shuffle in (False, True):
+        dataset = full_batches(filled, 4, shuffle=shuffle, seed=1)
+        assert len(dataset) == 1
+        for _ in range(2):
+            (batch,) = epoch(dataset)
+            order = np.argsort(batch["user"])
+            assert batch["user"][order].tolist() == [0, 1, 2, 4]
+            age = [2.5, 0.5, 1.5, np.nan]
+            np.testing.assert_array_equal(batch["age"][order], age)
+    (batch,) = epoch(full_batches(filled, 4, columns=["user"]))
+    assert list(batch) == ["user"]
+    valid = rows.filter(field("user").is_valid() & field("age").is_valid())
+    (batch,) = epoch(full_batches(valid, 2))
+    assert batch["user"].tolist() == [1, 2]
+
+
+def test_nan_is_a_value(tmp_path):
+    ages = [1.0, float("nan")]
+    write(tmp_path, a={"age": ages})
+    (batch,) = epoch(full_batches(tmp_path, 2))
+    np.testing.assert_array_equal(batch["age"], ages)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_lists_of_one_length(filtered, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "_CHUNK", 2)
+    tokens = np.arange(24).reshape(8, 3)
+    write(tmp_path, a={"id": np.arange(8), "t": tokens.tolist()})
+    rows, expected = tmp_path, tokens
+    if filtered:  # its first batches have no rows
+        least = pyarrow.dataset.field("id") >= 4
+        rows, expected = pyarrow.dataset.dataset(rows).filter(least), tokens[4:]
+    (batch,) = epoch(full_batches(rows, len(expected)))
+    np.testing.assert_array_equal(batch["t"], expected)
+    write(tmp_path, a={"t": [[1], [2, 3]]})
+    with pytest.raises(ValueError, match=r"data\['t'\].*unequal.*Pad"):
         epoch(full_batches(tmp_path, 2))
+
+
+def test_other_files(tmp_path):
+    """The error says what works, and it does."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("user,age\n" + "".join(f"{i},{i}.5\n" for i in range(8)))
+    for data in (path, str(path), f"{tmp_path}/*.csv", "s3://bucket/pairs"):
+        with pytest.raises(ValueError, match="`data`.*parquet") as caught:
+            full_batches(data, 4)
+        for call in ("`glob.glob(pattern)`", 'dataset(path, format="csv")`'):
+            assert call in str(caught.value)
+    rows = pyarrow.dataset.dataset(path, format="csv")
+    for shuffle in (False, True):
+        (batch,) = epoch(full_batches(rows, 8, shuffle=shuffle))
+        assert sorted(batch["user"]) == list(range(8))
+    write(tmp_path, a={"user": np.arange(4)}, b={"user": np.arange(4)})
+    dataset = full_batches(glob.glob(f"{tmp_path}/*.parquet"), 8)
+    assert column(epoch(dataset), "user").size == 8
 
 
 def test_the_names_of_folders_are_columns(tmp_path):
@@ -165,7 +232,9 @@ def test_a_file_that_is_not_parquet(name, tmp_path):
     write(tmp_path, part={"user": np.arange(8)})
     (tmp_path / name).write_text("user")
     for data in (tmp_path, tmp_path / name):
-        with pytest.raises(ValueError, match=f"must be parquet.*{name}'"):
+        with pytest.raises(
+            ValueError, match=f"must be parquet.*{name}', another"
+        ):
             full_batches(data, 4)
 
 

@@ -1,5 +1,9 @@
 """Columns and tables of polars, Arrow, Hugging Face, JAX and PyTorch."""
 
+import collections
+import pathlib
+import re
+
 import datasets
 import jax.experimental.sparse
 import numpy as np
@@ -121,21 +125,233 @@ def test_streamed_hugging_face():
     assert reading.column(epoch(dataset), "user").tolist() == list(range(16))
 
 
-def test_lists_of_one_length():
-    rows = np.arange(12.0).reshape(4, 3)
-    fixed = pyarrow.FixedSizeListArray.from_arrays(rows.ravel(), 3)
-    for column in (
-        fixed,
-        fixed[1:],
-        pyarrow.chunked_array([fixed, fixed]),
-        polars.Series(rows),
+TOKENS = np.arange(12).reshape(4, 3)
+LISTS = TOKENS.tolist()
+FIXED = pyarrow.FixedSizeListArray.from_arrays(TOKENS.ravel(), 3)
+
+
+def arrow_lists(make, values=LISTS):
+    return pyarrow.array(values, make(pyarrow.int64()))
+
+
+# Columns of lists that all have one length, as tokenizers pad them.
+LISTS_OF_ONE_LENGTH = {
+    "fixed": FIXED,
+    "fixed chunks": pyarrow.chunked_array([FIXED[:1], FIXED[1:]]),
+    "lists": arrow_lists(pyarrow.list_),
+    "large lists": arrow_lists(pyarrow.large_list),
+    "list views": arrow_lists(pyarrow.list_view),
+    "sliced": arrow_lists(pyarrow.list_, [[7], [8, 9], *LISTS])[2:],
+    "chunks": pyarrow.chunked_array([LISTS[:1], [], LISTS[1:]]),
+    "arrow tensors": pyarrow.FixedShapeTensorArray.from_numpy_ndarray(TOKENS),
+    "polars": polars.Series(LISTS),
+    "polars arrays": polars.Series(TOKENS),
+    "pandas": pandas.Series(LISTS),
+    "pandas arrays": pandas.Series(list(TOKENS)),
+    "pandas tuples": pandas.Series([tuple(one) for one in LISTS]),
+    "pandas of arrow": pandas.Series(
+        arrow_lists(pyarrow.list_),
+        dtype=pandas.ArrowDtype(pyarrow.list_(pyarrow.int64())),
+    ),
+    "objects": pandas.Series(LISTS).to_numpy(),
+    "hugging face": datasets.Dataset.from_dict({"t": LISTS})["t"],
+}
+
+
+@pytest.mark.parametrize("kind", LISTS_OF_ONE_LENGTH)
+def test_lists_of_one_length(kind):
+    (batch,) = epoch(full_batches({"t": LISTS_OF_ONE_LENGTH[kind]}, 4))
+    np.testing.assert_array_equal(batch["t"], TOKENS)
+    assert batch["t"].dtype.kind == "i"
+
+
+MATRICES = np.arange(24.0).reshape(4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array(MATRICES.tolist()),
+        polars.Series(MATRICES.tolist()),
+        pandas.Series(MATRICES.tolist()),
+        pyarrow.array(MATRICES.tolist()).to_pandas(),
+        pyarrow.FixedShapeTensorArray.from_numpy_ndarray(MATRICES),
+    ],
+)
+def test_lists_of_lists_of_one_length(column):
+    (batch,) = epoch(full_batches({"m": column}, 4))
+    np.testing.assert_array_equal(batch["m"], MATRICES)
+
+
+def test_padded_tokens_of_hugging_face():
+    rows = datasets.Dataset.from_dict({"id": [0, 1, 2, 3], "t": LISTS})
+    kinds = [rows, *map(rows.with_format, ["numpy", "torch", "pandas"])]
+    for data in [*kinds, rows.select([3, 2, 1, 0]).select([3, 2, 1, 0])]:
+        (batch,) = epoch(full_batches(data, 4))
+        np.testing.assert_array_equal(batch["t"], TOKENS)
+
+
+def test_batches_of_lists_of_one_length():
+    """Also with batches of no row, whose lists have no length."""
+    table = pyarrow.table({"t": arrow_lists(pyarrow.list_)})
+
+    def batches():
+        yield from table[:0].to_batches()
+        yield table[:1].combine_chunks().to_batches()[0]
+        yield pyarrow.RecordBatch.from_pydict(
+            {"t": pyarrow.array([], table.schema.field("t").type)}
+        )
+        yield table[1:].combine_chunks().to_batches()[0]
+
+    (batch,) = epoch(full_batches(batches, 4, batched=True))
+    np.testing.assert_array_equal(batch["t"], TOKENS)
+    with pytest.raises(Exception, match=r"data\['t'\].*Pad"):
+        ragged = pyarrow.record_batch({"t": pyarrow.array([[1], [2, 3]])})
+        epoch(full_batches([ragged], 2, batched=True))
+
+
+def reader():
+    table = pyarrow.table(PAIRS)
+    return pyarrow.RecordBatchReader.from_batches(
+        table.schema, table.to_batches(max_chunksize=6)
+    )
+
+
+def test_a_reader_of_record_batches():
+    """What DuckDB's `.arrow()` returns."""
+    for data in (reader(), (reader(), None)):
+        dataset = full_batches(data, 8)
+        for _ in range(2):
+            batches = epoch(dataset)
+            assert reading.column(batches, "user").tolist() == [*range(16)]
+    batches = epoch(full_batches(reader(), 8, batched=True))
+    assert reading.column(batches, "user").tolist() == [*range(16)]
+
+
+class Encoding(collections.UserDict):
+    """A mapping that is no dict, as `transformers.BatchEncoding`."""
+
+
+def test_any_mapping():
+    pairs = Encoding(PAIRS)
+    for data in (pairs, (pairs, PAIRS["user"]), ({"a": pairs}, None)):
+        batches = epoch(full_batches(data, 8))
+        for batch in batches:
+            x = batch[0] if isinstance(batch, tuple) else batch
+            x = x.get("a", x)
+            np.testing.assert_array_equal(x["user"], 19 - x["item"])
+    for data in (
+        [pairs],
+        lambda: iter([pairs]),
+        torch.utils.data.DataLoader([pairs], batch_size=None),
     ):
-        length = len(column)
-        (batch,) = epoch(full_batches({"v": column}, length))
-        expected = np.tile(rows, (2, 1))[:length]
-        if length == 3:
-            expected = rows[1:]
-        np.testing.assert_array_equal(batch["v"], expected)
+        batches = epoch(full_batches(data, 8, batched=True, columns=["user"]))
+        assert reading.column(batches, "user").tolist() == [*range(16)]
+    with pytest.raises(TypeError, match="list of dicts"):
+        full_batches([Encoding(user=1)] * 8, 4)
+    with pytest.raises(TypeError, match="`batched=True` needs"):
+        full_batches(pairs, 4, batched=True)
+
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def test_rows_that_are_mappings():
+    rows = Rows([Encoding(user=i, item=19 - i) for i in range(20)])
+    batches = epoch(full_batches(rows, 8))
+    assert reading.column(batches, "user").tolist() == [*range(16)]
+
+
+Pair = collections.namedtuple("Pair", ["user", "item"])
+NAMED = r"named tuple.*_asdict\(\).*tuple\(.*Pair\(user, item\)"
+
+
+@pytest.mark.parametrize("place", ["data", "x", "batch", "PyTorch", "tf.data"])
+def test_named_tuples_are_refused(place):
+    pair = Pair(*PAIRS.values())
+    data, batched = pair, False
+    if place == "x":
+        data = (pair, PAIRS["user"])
+    if place == "batch":
+        data, batched = [pair], True
+    if place == "PyTorch":
+        data = Rows([Pair(i, i) for i in range(20)])
+    if place == "tf.data":
+        import tensorflow as tf
+
+        data = tf.data.Dataset.from_tensor_slices(pair)
+    with pytest.raises(Exception, match=NAMED):
+        epoch(full_batches(data, 8, batched=batched))
+
+
+FLOATS = [1.0, float("nan"), 2.0, 3.0]
+NAN = {
+    "list": FLOATS,
+    "array": np.array(FLOATS),
+    "pandas": pandas.Series(FLOATS),
+    "pandas objects": pandas.Series(FLOATS, dtype=object),
+    "polars": polars.Series(FLOATS),
+    "arrow": pyarrow.array(FLOATS),
+    "arrow lists": pyarrow.array([[one] for one in FLOATS]),
+    "hugging face": datasets.Dataset.from_dict({"age": FLOATS})["age"],
+    "torch": torch.tensor(FLOATS),
+}
+NULLS = [1.0, None, 2.0, 3.0]
+NULL = {
+    "list": NULLS,
+    "masked": np.ma.masked_invalid(FLOATS),
+    "pandas": pandas.Series(NULLS, dtype="Float64"),
+    "pandas of arrow": pandas.Series(NULLS, dtype="double[pyarrow]"),
+    "pandas objects": pandas.Series(NULLS, dtype=object),
+    "polars": polars.Series(NULLS),
+    "arrow": pyarrow.array(NULLS),
+    "arrow lists": pyarrow.array([[one] for one in NULLS]),
+    "hugging face": datasets.Dataset.from_dict({"age": NULLS})["age"],
+}
+
+
+@pytest.mark.parametrize("kind", NAN)
+def test_nan_is_a_value(kind):
+    (batch,) = epoch(full_batches({"age": NAN[kind]}, 4))
+    np.testing.assert_array_equal(np.ravel(batch["age"]), FLOATS)
+
+
+@pytest.mark.parametrize("kind", NULL)
+def test_a_null_is_a_missing_value(kind):
+    with pytest.raises(ValueError, match="missing.*floats with NaN"):
+        full_batches({"age": NULL[kind]}, 4)
+
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
+FILLED = dict(
+    re.findall(
+        r"^\| (.*?) \| `(column.*?)` \|",
+        PAGE.read_text(encoding="utf-8").split("\n### Missing values\n")[1],
+        re.M,
+    )
+)
+
+
+@pytest.mark.parametrize("kind", FILLED)
+def test_the_remedy_for_missing_values(kind):
+    names = {"masked array": "masked"}
+    column = NULL[names.get(kind, kind.lower())]
+    filled = eval(FILLED[kind], {"column": column})
+    (batch,) = epoch(full_batches({"age": filled}, 4))
+    assert batch["age"].tolist() == [1.0, 0.0, 2.0, 3.0]
+
+
+def test_bfloat16_of_torch():
+    (batch,) = epoch(full_batches({"v": torch.ones(4).bfloat16()}, 4))
+    assert batch["v"].dtype == "float32" and batch["v"].tolist() == [1.0] * 4
 
 
 COLUMNS = {
@@ -146,8 +362,20 @@ COLUMNS = {
     ),
     "polars days": (polars.Series(DAYS), "dates", "Encode"),
     "arrow days": (pyarrow.array(DAYS), "dates", "Encode"),
-    "polars lists": (polars.Series(RAGGED), "lists", "Pad"),
-    "arrow lists": (pyarrow.array(RAGGED), "lists", "Pad"),
+    "polars lists": (polars.Series(RAGGED), "unequal length", "Pad"),
+    "arrow lists": (pyarrow.array(RAGGED), "unequal length", "Pad"),
+    "arrow lists of lists": (
+        pyarrow.array([[[1]], [[2, 3]]] * 5),
+        "unequal length",
+        "Pad",
+    ),
+    "maps": (
+        pyarrow.array(
+            [[(1, 2)]] * 10, pyarrow.map_(pyarrow.int64(), pyarrow.int64())
+        ),
+        "map",
+        "Encode",
+    ),
     "polars strings": (polars.Series(NAMES), "missing", "Fill"),
     "arrow strings": (pyarrow.array(NAMES), "missing", "Fill"),
     "polars ints": (polars.Series([1, None] * 5), "missing", "Fill"),
@@ -174,7 +402,6 @@ COLUMNS = {
         "missing",
         "Fill",
     ),
-    "bfloat16": (torch.ones(10).bfloat16(), "bfloat16", "float"),
     "gaps of a dictionary": (
         pyarrow.DictionaryArray.from_arrays(
             pyarrow.array([0, 1] * 5), pyarrow.array([LARGE, None])

@@ -131,6 +131,47 @@ def test_ragged_rows_are_refused():
         full_batches(ragged, 2)
 
 
+UNEQUAL = r"`data\[.*tags.*\]` holds rows of unequal length\. Pad .*`columns=`"
+
+
+def tags(lengths, batch=None):
+    """Rows, or batches, whose static shape does not say how long they are."""
+    spec = {"id": tf.TensorSpec((), tf.int64)}
+    spec["tags"] = tf.TensorSpec((None,), tf.int64)
+
+    def rows():
+        for row, length in enumerate(lengths):
+            yield {"id": row, "tags": np.full(length, row)}
+
+    dataset = tf.data.Dataset.from_generator(rows, output_signature=spec)
+    return dataset.padded_batch(batch) if batch else dataset
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("remainder", ["drop", "pad"])
+def test_rows_of_unknown_length(batched, remainder):
+    def full(*lengths, size=4, **arguments):
+        return full_batches(
+            tags(lengths, 2 if batched else None),
+            size,
+            batched=batched,
+            remainder=remainder,
+            **arguments,
+        )
+
+    for shuffle in (False, True):
+        unequal = (3, 3, 2, 2)
+        with pytest.raises(tf.errors.InvalidArgumentError, match=UNEQUAL):
+            epoch(full(*unequal, shuffle=shuffle))
+        for batch in epoch(full(3, 3, 3, 3, shuffle=shuffle)):
+            x = batch[0] if remainder == "pad" else batch
+            np.testing.assert_array_equal(x["tags"], np.c_[[x["id"]] * 3].T)
+    # Every batch may have a length of its own.
+    batches = epoch(full(3, 3, 2, 2, size=2))
+    batches = [b[0] if remainder == "pad" else b for b in batches]
+    assert [batch["tags"].shape for batch in batches] == [(2, 3), (2, 2)]
+
+
 @pytest.mark.parametrize("remainder", ["drop", "pad"])
 @pytest.mark.parametrize("known", [True, False])
 def test_no_label_stays(known, remainder):

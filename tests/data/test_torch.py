@@ -3,7 +3,6 @@
 import _thread
 import logging
 import threading
-import typing
 
 import numpy as np
 import pytest
@@ -347,22 +346,6 @@ def test_a_tuple_of_one_tuple_is_two_inputs():
             np.testing.assert_array_equal(b, 2 * a)
             assert y is None
         assert batches[2][0][2].tolist() == [True] * 4 + [False] * 4
-
-
-class Pair(typing.NamedTuple):
-    x: dict
-    y: float
-
-
-class NamedPairs(Pairs):
-    def __getitem__(self, index):
-        return Pair(*super().__getitem__(index))
-
-
-@pytest.mark.backends("jax", "torch")
-def test_named_tuples_stay():
-    for batch in full_batches(NamedPairs(), 8):
-        assert batch.y.tolist() == batch.x["user"].tolist()
 
 
 class Strings(Rows):

@@ -44,6 +44,12 @@ def two_calls():
     memory(ROWS)
 
 
+def other_batches():
+    softmax = inbatch_neg.InBatchNegativeSoftmax()
+    softmax(ROWS, ROWS, training=True)
+    softmax(ROWS[:2], ROWS[:2])
+
+
 def fixed_temperature():
     inbatch_neg.InBatchNegativeSoftmax(temperature=0.1).temperature = 0.2
 
@@ -244,6 +250,12 @@ CALLS = {
     ),
     "`columns` must name columns of `data`, which are": lambda: full_batches(
         {"user": NUMBERS}, 4, columns=["item"]
+    ),
+    "evaluates batches of … rows and trains on …: the losses do not compare": (
+        other_batches
+    ),
+    "`data` as a path must be parquet: a file, a folder, or a list of files": (
+        lambda: full_batches("pairs.csv", 4)
     ),
     "`data` must have at least `batch_size` rows": lambda: full_batches(
         NUMBERS, 16

@@ -201,6 +201,43 @@ def test_validation_data_of_another_size():
     assert np.all(np.isfinite(history["val_loss"]))
 
 
+def messages_of_ours(caplog):
+    return [r.getMessage() for r in caplog.records if r.name == "inbatch_neg"]
+
+
+def test_evaluation_in_other_batches_is_logged_once(caplog):
+    """Keras cuts `validation_data` of arrays into batches of 32."""
+    model, arrays = two_towers(), (pairs(64), None)
+    history = models.fit(model, full(128, 64), validation_data=arrays, epochs=2)
+    assert history["val_loss"][-1] < history["loss"][-1]
+    model.evaluate(*arrays, verbose=0)
+    (message,) = messages_of_ours(caplog)
+    for words in ("`softmax`", "of 32 rows", "on 64", "validation_batch_size="):
+        assert words in message
+    # The remedies of the message say nothing more, and compare.
+    caplog.clear()
+    model = two_towers()
+    models.fit(
+        model,
+        full(128, 64),
+        validation_data=arrays,
+        validation_batch_size=64,
+        epochs=2,
+    )
+    model.evaluate(full(64, 64), verbose=0)
+    model.evaluate(*arrays, batch_size=64, verbose=0)
+    assert not messages_of_ours(caplog)
+
+
+def test_validation_split_of_arrays():
+    """`full_batches` takes none, so the fix is to split first."""
+    data = pairs(90)
+    with pytest.raises(PartialBatchError, match="`validation_split`, split"):
+        two_towers().fit(
+            data, batch_size=32, validation_split=0.3, shuffle=False, verbose=0
+        )
+
+
 def test_a_functional_model_has_no_batch_yet():
     model = two_towers()
     assert model.output_shape == (None,)

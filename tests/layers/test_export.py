@@ -90,3 +90,27 @@ def test_a_static_batch_on_jax(tmp_path):
     inputs = keras.Input((), dtype="int32")
     tower = keras.Model(inputs, keras.layers.Embedding(9, 4)(inputs))
     export(tower, tmp_path)  # the way that the message names
+
+
+class Subclassed(keras.Model):
+    """Keras exports all its inputs as floats, also the ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.tower = keras.layers.Embedding(9, 4)
+        self.softmax = inbatch_neg.InBatchNegativeSoftmax()
+
+    def call(self, row, training=None):
+        query, candidate = self.tower(row["user"]), self.tower(row["item"])
+        return self.softmax(
+            query, candidate, candidate_ids=row["item"], training=training
+        )
+
+
+@pytest.mark.backends("tensorflow")
+def test_a_subclassed_model(tmp_path):
+    model = Subclassed()
+    model.compile("sgd", loss=inbatch_neg.InBatchNegativeLoss())
+    model.fit(inbatch_neg.full_batches(BATCH, 4), verbose=0)
+    with pytest.raises(Exception, match="export the tower, as in"):
+        export(model, tmp_path)
