@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from keras import ops
 
 from inbatch_neg import arguments, batch_checks, keras_private
+from inbatch_neg.positions import positions as positions
 from inbatch_neg.softmax import loss
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.rotation import rotated_scores

@@ -98,8 +98,9 @@ def test_training_stops_and_goes_back_to_the_best_epoch(
     build = movielens.build
 
     def spy(*args):
-        model, *towers["user, item"] = build(*args)
-        return model, *towers["user, item"]
+        job = build(*args)
+        towers["user, item"] = job.user_tower, job.item_tower
+        return job
 
     monkeypatch.setattr(movielens, "build", spy)
     result = movielens.train(
@@ -107,8 +108,8 @@ def test_training_stops_and_goes_back_to_the_best_epoch(
     )
     assert len(result.validation) == result.epoch + 2 < 30
     # The towers are those of the best epoch, and give the figures again.
-    validation, test = movielens.evaluations(
-        split, np.arange(40), np.arange(40), *towers["user, item"]
+    validation, test, _ = movielens.evaluations(
+        split, [np.arange(40)] * 2, np.arange(40), *towers["user, item"]
     )
     best = result.validation[result.epoch - 1]
     assert validation()["recall@10"] == pytest.approx(best)
@@ -213,7 +214,7 @@ def test_split_refuses_what_it_cannot_hold_out(data, rows, message):
 def test_a_collapsed_model_has_no_recall(movielens, data, folder):
     split = data.split_last_two(data.load_ratings(folder))
     vectors = np.ones((40, 8))
-    for evaluation in movielens.evaluations(split, vectors, vectors):
+    for evaluation in movielens.evaluations(split, [vectors] * 2, vectors):
         found = evaluation()
         assert found["recall@10"] == found["ndcg@10"] == 0.0
 
@@ -246,8 +247,8 @@ def test_validation_items_are_candidates_until_the_test(movielens, data):
 
     def figures():
         evaluations = movielens.evaluations(
-            split, np.ones((1, 1)), scores[:, None]
-        )
+            split, [np.ones((1, 1))] * 2, scores[:, None]
+        )[:2]
         return [
             (found["recall@10"], found["ndcg@10"])
             for found in (evaluation() for evaluation in evaluations)
