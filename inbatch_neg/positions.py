@@ -52,9 +52,10 @@ def positions(
         A dict of arguments of `InBatchNegativeSoftmax` and of
         `in_batch_softmax_loss`: those that were passed, with the first two
         dimensions as one, `candidate_mask` and `sample_weight`, (B T,)
-        float32. With `return_logits=True`, take `sample_weight` out of it and
-        pass it to the loss. Multiply it by weights of your own. Static sizes
-        stay static, so that the layer still refuses a partial batch.
+        float32. Multiply this by weights of your own. With
+        `return_logits=True`, take it out and pass it to the loss; then the
+        vectors of padding must be finite. Static sizes stay static, so that
+        the layer still refuses a partial batch.
 
     Raises:
         ValueError: for shapes that differ.

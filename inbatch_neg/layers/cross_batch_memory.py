@@ -10,7 +10,7 @@ from inbatch_neg import arguments, batch_checks, keras_private
 from inbatch_neg.backends import backend
 from inbatch_neg.layers import global_batch
 from inbatch_neg.replicas.current import replicas
-from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.batch import CANDIDATE_FIELDS, Batch
 from inbatch_neg.softmax.scoring import constant
 from inbatch_neg.types import Tensor
 
@@ -92,6 +92,7 @@ class CrossBatchMemory(keras.layers.Layer):
         candidate_shape: Shape,
         candidate_ids_shape: Shape | None = None,
         candidate_sampling_probability_shape: Shape | None = None,
+        candidate_mask_shape: Shape | None = None,
     ) -> None:
         """Creates the slots, all of them empty."""
         if len(candidate_shape) != 2 or candidate_shape[1] is None:
@@ -119,6 +120,9 @@ class CrossBatchMemory(keras.layers.Layer):
             slots["candidate_ids"] = ((), backend.widest_integer())
         if candidate_sampling_probability_shape is not None:
             slots["candidate_sampling_probability"] = ((), "float32")
+        if candidate_mask_shape is not None:
+            # Some collectives do not send bools.
+            slots["candidate_mask"] = ((), "int32")
         self._stored = {
             name: self.add_weight(
                 name=name,
@@ -138,6 +142,7 @@ class CrossBatchMemory(keras.layers.Layer):
         candidate: Tensor,
         candidate_ids: Tensor = None,
         candidate_sampling_probability: Tensor = None,
+        candidate_mask: Tensor = None,
         training: bool | None = None,
     ) -> dict[str, Tensor]:
         """Returns the candidates of the batch and of the memory.
@@ -148,6 +153,8 @@ class CrossBatchMemory(keras.layers.Layer):
                 call or in none.
             candidate_sampling_probability: (B,) floats, as the softmax takes
                 them, in every call or in none.
+            candidate_mask: (B,) bools, in every call or in none. False:
+                neither in this batch nor later a negative, as padding is.
             training: Whether to store the batch, after the stored rows have
                 been returned. `fit` sets it; a subclassed model must take
                 `training` and pass it on. Other calls return the stored rows
@@ -161,12 +168,13 @@ class CrossBatchMemory(keras.layers.Layer):
             `candidate_ids` and `candidate_sampling_probability`: (C,), if
             passed; ids as the widest integers of the backend, strings as
             their hashes. `candidate_mask`: (C,) bools, False for empty slots,
-            and for all slots during the warm-up.
+            for all slots during the warm-up, and where it was passed so.
         """
         batch = Batch(
             candidate=candidate,
             candidate_ids=candidate_ids,
             candidate_sampling_probability=candidate_sampling_probability,
+            candidate_mask=candidate_mask,
         )
         if keras_private.in_symbolic_call():
             if not replicas.symbolic_call_sees_means():
@@ -197,9 +205,10 @@ class CrossBatchMemory(keras.layers.Layer):
             ops.convert_to_tensor(self._steps) >= self.warmup_steps,
         )
         mask = ops.ones((batch.candidates,), "bool")
-        result["candidate_mask"] = ops.concatenate(
-            [mask, global_batch.local_shard(used)]
-        )
+        mask = ops.concatenate([mask, global_batch.local_shard(used)])
+        if "candidate_mask" in result:
+            mask = mask & ops.cast(result["candidate_mask"], "bool")
+        result["candidate_mask"] = mask
         if training:
             with backend.after(batch):
                 self._store(global_batch.gather(own))
@@ -224,7 +233,7 @@ class CrossBatchMemory(keras.layers.Layer):
 
     def _check(self, batch: Batch) -> None:
         batch_checks.check_vectors(batch.candidate, batch.candidate)
-        for name in ("candidate_ids", "candidate_sampling_probability"):
+        for name in CANDIDATE_FIELDS[1:]:
             batch_checks.check_field(batch, name)
             value = getattr(batch, name)
             if (value is None) == (name in self._stored):
@@ -282,6 +291,7 @@ class CrossBatchMemory(keras.layers.Layer):
         candidate: Tensor,
         candidate_ids: Tensor = None,
         candidate_sampling_probability: Tensor = None,
+        candidate_mask: Tensor = None,
         training: bool | None = None,
     ) -> dict[str, keras.KerasTensor]:
         """Returns the dict of symbolic outputs."""
@@ -290,6 +300,7 @@ class CrossBatchMemory(keras.layers.Layer):
                 candidate=candidate,
                 candidate_ids=candidate_ids,
                 candidate_sampling_probability=candidate_sampling_probability,
+                candidate_mask=candidate_mask,
             )
         )
         rows = candidate.shape[0]
