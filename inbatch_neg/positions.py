@@ -68,6 +68,7 @@ def positions(
     >>> rows = positions(query, candidate, mask)
     >>> print(np.asarray(rows["sample_weight"]))
     [1.5 1.5 1.5 1.5 0.  0. ]
+    >>> from inbatch_neg.ops import in_batch_softmax_loss
     >>> loss = in_batch_softmax_loss(**rows, temperature=0.5)
     >>> round(float(np.mean(np.asarray(loss))), 4)  # among four
     0.3408

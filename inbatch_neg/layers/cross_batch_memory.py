@@ -10,7 +10,7 @@ from inbatch_neg import arguments, batch_checks, keras_private
 from inbatch_neg.backends import backend
 from inbatch_neg.layers import global_batch
 from inbatch_neg.replicas.current import replicas
-from inbatch_neg.softmax.batch import CANDIDATE_FIELDS, Batch
+from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.scoring import constant
 from inbatch_neg.types import Tensor
 
@@ -92,7 +92,6 @@ class CrossBatchMemory(keras.layers.Layer):
         candidate_shape: Shape,
         candidate_ids_shape: Shape | None = None,
         candidate_sampling_probability_shape: Shape | None = None,
-        candidate_mask_shape: Shape | None = None,
     ) -> None:
         """Creates the slots, all of them empty."""
         if len(candidate_shape) != 2 or candidate_shape[1] is None:
@@ -120,9 +119,6 @@ class CrossBatchMemory(keras.layers.Layer):
             slots["candidate_ids"] = ((), backend.widest_integer())
         if candidate_sampling_probability_shape is not None:
             slots["candidate_sampling_probability"] = ((), "float32")
-        if candidate_mask_shape is not None:
-            # Some collectives do not send bools.
-            slots["candidate_mask"] = ((), "int32")
         self._stored = {
             name: self.add_weight(
                 name=name,
@@ -153,8 +149,8 @@ class CrossBatchMemory(keras.layers.Layer):
                 call or in none.
             candidate_sampling_probability: (B,) floats, as the softmax takes
                 them, in every call or in none.
-            candidate_mask: (B,) bools, in every call or in none. False:
-                neither in this batch nor later a negative, as padding is.
+            candidate_mask: (B,) bools. False: a negative neither in this batch
+                nor later, as padding is.
             training: Whether to store the batch, after the stored rows have
                 been returned. `fit` sets it; a subclassed model must take
                 `training` and pass it on. Other calls return the stored rows
@@ -204,11 +200,18 @@ class CrossBatchMemory(keras.layers.Layer):
             slots < self._filled,
             ops.convert_to_tensor(self._steps) >= self.warmup_steps,
         )
-        mask = ops.ones((batch.candidates,), "bool")
-        mask = ops.concatenate([mask, global_batch.local_shard(used)])
-        if "candidate_mask" in result:
-            mask = mask & ops.cast(result["candidate_mask"], "bool")
-        result["candidate_mask"] = mask
+        mask = batch.candidate_mask
+        if mask is None:
+            mask = ops.ones((batch.candidates,), "bool")
+        else:
+            # Stored as NaN, which `InBatchNegativeSoftmax` clears where the
+            # mask is False.
+            own["candidate"] = ops.where(
+                mask[:, None], own["candidate"], float("nan")
+            )
+        shard = result["candidate"][batch.candidates :]
+        used = global_batch.local_shard(used) & ~ops.isnan(shard[:, 0])
+        result["candidate_mask"] = ops.concatenate([mask, used])
         if training:
             with backend.after(batch):
                 self._store(global_batch.gather(own))
@@ -233,7 +236,8 @@ class CrossBatchMemory(keras.layers.Layer):
 
     def _check(self, batch: Batch) -> None:
         batch_checks.check_vectors(batch.candidate, batch.candidate)
-        for name in CANDIDATE_FIELDS[1:]:
+        batch_checks.check_field(batch, "candidate_mask")
+        for name in ("candidate_ids", "candidate_sampling_probability"):
             batch_checks.check_field(batch, name)
             value = getattr(batch, name)
             if (value is None) == (name in self._stored):

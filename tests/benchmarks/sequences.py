@@ -75,6 +75,7 @@ def train(split, setting, seed):
     model.compile(
         keras.optimizers.Adam(setting.learning_rate),
         loss=inbatch_neg.InBatchNegativeLoss(),
+        jit_compile=example.JIT_COMPILE,
     )
     found, started = [], time.time()
     evaluations = example.evaluations(
@@ -257,7 +258,7 @@ def item_item(split):
 
     tried = {}
     for kind in (CosineRecommender, BM25Recommender):
-        for nearest in (20, 50, 100, 200, 500):
+        for nearest in (2, 5, 10, 20, 50, 100, 200):
             model = kind(K=nearest, num_threads=1)
             matrix = quality.interactions(split)
             model.fit(matrix, show_progress=False)
