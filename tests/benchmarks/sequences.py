@@ -135,7 +135,6 @@ def queries(split, setting):
 def build(split, setting, inputs):
     """Returns the losses of symbolic inputs, and the two towers."""
     import keras
-    from keras import ops
 
     import inbatch_neg
 
@@ -173,22 +172,43 @@ def build(split, setting, inputs):
     )
     if setting.catalogue:
         del arguments["candidate_sampling_probability"]
-        ids = ops.arange(1, 1 + split.num_items, dtype="int32")
-        every = {
-            "candidate": item_tower(ids),
-            "candidate_ids": ids,
-            "candidate_mask": ops.ones(split.num_items, "bool"),
-        }
-        arguments["candidate_mask"] = ops.zeros_like(
-            arguments["candidate_mask"]
-        )
-        for name, value in every.items():
-            arguments[name] = ops.concatenate([arguments[name], value])
+        arguments |= with_catalogue(item_tower, split.num_items, arguments)
     softmax = inbatch_neg.InBatchNegativeSoftmax(
         temperature=setting.temperature
     )
     tower = query_tower or example.last_position(history_tower)
     return softmax(**arguments), tower, item_tower
+
+
+def with_catalogue(item_tower, num_items, arguments):
+    """Returns the candidates, with all items behind the positives."""
+    import keras
+    from keras import ops
+
+    class Catalogue(keras.layers.Layer):
+        # A tower of constants alone is computed once in a functional model,
+        # so it must be called in a layer.
+        def __init__(self):
+            super().__init__()
+            self.item_tower = item_tower
+
+        def call(self, candidate, candidate_ids):
+            ids = ops.arange(1, 1 + num_items, dtype="int32")
+            own = ops.zeros_like(candidate_ids, dtype="bool")
+            joined = (
+                (candidate, self.item_tower(ids)),
+                (candidate_ids, ids),
+                (own, ops.ones(num_items, "bool")),
+            )
+            return [ops.concatenate(pair) for pair in joined]
+
+    names = ("candidate", "candidate_ids", "candidate_mask")
+    return dict(
+        zip(
+            names,
+            Catalogue()(arguments["candidate"], arguments["candidate_ids"]),
+        )
+    )
 
 
 def mean_block(vectors, dropout):
