@@ -50,7 +50,9 @@ def test_the_command_line_trains_evaluates_and_draws(
     out = capsys.readouterr().out
     assert "480 ratings of 40 users and 40 items" in out
     for title, (result,) in results.items():
-        assert result.epoch == (title in titles)
+        # The history tower may take twice as many.
+        most = 2 if title == titles[-1] else int(title in titles)
+        assert bool(most) <= result.epoch <= most
         assert 0 < result.ndcg < result.recall <= 1
         (line,) = (x for x in out.splitlines() if x.startswith(title))
         assert f"{result.recall:.3f}" in line and f"{result.ndcg:.3f}" in line
