@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from keras import ops
 
 from inbatch_neg import arguments, batch_checks, keras_private
+from inbatch_neg.positions import flatten
 from inbatch_neg.softmax import loss
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.rotation import rotated_scores
@@ -158,4 +159,78 @@ def rotation_logits(
     positive = ops.sum(query * candidate, axis=1, keepdims=True)
     return ops.concatenate(
         [positive, rotated_scores(query, candidate, shifts)], axis=1
+    )
+
+
+@keras_private.restore_model_state
+def positions(
+    query: Tensor,
+    candidate: Tensor,
+    mask: Tensor,
+    candidate_ids: Tensor = None,
+    query_ids: Tensor = None,
+    candidate_sampling_probability: Tensor = None,
+) -> dict[str, Tensor]:
+    """Every position of a sequence as a row of the softmax, padding left out.
+
+    For a tower that returns a vector per position, each of which has a
+    positive of its own, such as the item that came next. B sequences of T
+    positions become B T rows: `softmax(**positions(query, candidate, mask))`.
+
+    ```
+    row b T + t  =  position t of sequence b
+    weight       =  B T / (number of valid positions), 0 for padding
+    ```
+
+    So the mean over the B T rows, which `InBatchNegativeLoss` takes, is the
+    mean over the valid positions. Padding is nobody's negative either. What
+    its vectors hold has no effect, NaN included. With several replicas, each
+    takes the mean over its own valid positions, and Keras the mean of these.
+
+    Args:
+        query: (B, T, D) floats.
+        candidate: (B, T, D) floats, the positive of each position.
+        mask: (B, T) bools, False for padding. A batch of padding alone has
+            loss 0 and gradient 0.
+        candidate_ids: (B, T) integers (strings too on TensorFlow).
+        query_ids: (B, T), or (B,), one for all positions of a sequence: these
+            are then no negatives of each other.
+        candidate_sampling_probability: (B, T) floats.
+
+    Returns:
+        A dict of arguments of `InBatchNegativeSoftmax` and of
+        `in_batch_softmax_loss`: those that were passed, with the first two
+        dimensions as one, `candidate_mask` and `sample_weight`, (B T,)
+        float32. Multiply this by weights of your own. With
+        `return_logits=True`, take it out and pass it to the loss; then the
+        vectors of padding must be finite. Static sizes stay static, so that
+        the layer still refuses a partial batch.
+
+    Raises:
+        ValueError: for shapes that differ.
+        TypeError: for a mask that does not hold bools.
+
+    Example:
+    >>> import numpy as np
+    >>> query = candidate = np.eye(6, dtype="float32").reshape(2, 3, 6)
+    >>> mask = np.array([[True, True, True], [True, False, False]])
+    >>> rows = positions(query, candidate, mask)
+    >>> print(np.asarray(rows["sample_weight"]))
+    [1.5 1.5 1.5 1.5 0.  0. ]
+    >>> loss = in_batch_softmax_loss(**rows, temperature=0.5)
+    >>> round(float(np.mean(np.asarray(loss))), 4)  # among four
+    0.3408
+
+    References: Kang and McAuley 2018, "Self-attentive sequential
+    recommendation" (arXiv 1808.09781), which trains on all positions.
+    """
+    return flatten(
+        {
+            "query": query,
+            "candidate": candidate,
+            "mask": mask,
+            "candidate_ids": candidate_ids,
+            "query_ids": query_ids,
+            "candidate_sampling_probability": candidate_sampling_probability,
+        }
     )

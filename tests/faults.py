@@ -370,6 +370,39 @@ FAULTS = (
             "::test_the_rows_their_weights_and_the_mask[arrays]",
         ),
     ),
+    # Sequences
+    Fault(
+        "mean over all positions in place of the valid ones",
+        "positions.py",
+        "sample_weight=counted / share",
+        "sample_weight=counted",
+        "torch",
+        ("test_positions.py::test_the_layer[arguments0-options0]",),
+    ),
+    Fault(
+        "padding is a negative",
+        "positions.py",
+        "candidate_mask=mask",
+        "candidate_mask=ops.ones_like(mask)",
+        "torch",
+        ("test_positions.py::test_logits_are_weighted_in_the_loss",),
+    ),
+    Fault(
+        "padding is a negative in the other direction",
+        "softmax/batch.py",
+        "candidate_mask=mask,",
+        "",
+        "torch",
+        ("test_positions.py::test_both_directions",),
+    ),
+    Fault(
+        "stored padding is a negative later",
+        "layers/cross_batch_memory.py",
+        " & ~ops.isnan(shard[:, 0])",
+        "",
+        "torch",
+        ("test_positions.py::test_further_candidates[memory]",),
+    ),
     # Losses, metrics, replicas
     Fault(
         "sum for the mean of the losses",

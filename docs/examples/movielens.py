@@ -1,7 +1,7 @@
 """Trains two-tower models on MovieLens-100K and compares their recall.
 
     pip install "inbatch_neg[examples]"
-    python movielens.py                        # four rows of the table
+    python movielens.py                        # five rows of the table
     python movielens.py --recipe memory mixed  # others, and popularity
     python movielens.py --recipe plain recipe --seeds 5  # mean and deviation
 
@@ -10,6 +10,10 @@ for validation, as `movielens_data.py` tells. Each is ranked against all items
 that the user has not rated before; an item with the same score is ahead of it.
 Training ends when NDCG@10 on the validation items no longer rises, and goes
 back to the best epoch; the test items are looked at once, after that.
+
+The last model, `history`, has no vector of the user. Its tower reads the items
+that the user had, in `movielens_history.py`, and at the test the validation
+item is one of them.
 """
 
 import argparse
@@ -22,13 +26,18 @@ import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
 from movielens_data import load_ratings, size, split_last_two
+from movielens_history import last_position, latest, towers, windows
 from tqdm import tqdm
 
 import inbatch_neg
 
 DIMENSIONS = 64
 LEARNING_RATE = 1e-2
+HISTORY_LEARNING_RATE = 2e-3
+WINDOWS = 32  # in a batch of the history tower
 PATIENCE = 10  # epochs without a better NDCG
+# On a CPU, XLA takes three times as long for the history tower.
+JIT_COMPILE = False if keras.backend.backend() == "tensorflow" else "auto"
 FIGURES = ("recall@10", "ndcg@10")
 
 
@@ -36,7 +45,11 @@ FIGURES = ("recall@10", "ndcg@10")
 
 
 class Pairs(NamedTuple):
-    """A batch of (user, item) pairs inside of the model, B rows."""
+    """A batch of (user, item) pairs inside of the model, B rows.
+
+    With a history of T items, B windows: then every tensor but `user_id` has a
+    second dimension, T, and item 0 is padding.
+    """
 
     user_id: Any  # (B,)
     item_id: Any  # (B,)
@@ -55,6 +68,8 @@ class Recipe(NamedTuple):
     losses: Callable[[Pairs], Any]
     unit_length: bool = True  # of the towers' vectors
     vectors: int = 1  # P, of a user
+    history: int = 0  # T, the items that the user tower reads; 0: the user's id
+    epochs: int = 1  # times as many at most
 
 
 def plain(pairs):
@@ -173,6 +188,21 @@ def mixed(pairs):
     )
 
 
+def sequences(pairs):
+    """Every position of a history has a positive: the item that came next."""
+    softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=0.2)
+    return softmax(
+        **inbatch_neg.ops.positions(
+            pairs.user,
+            pairs.item,
+            pairs.item_id != 0,
+            pairs.item_id,
+            pairs.user_id,
+            pairs.probability,
+        )
+    )
+
+
 RECIPES = {
     "plain": Recipe("dot product, temperature 1", plain, unit_length=False),
     "rotation": Recipe("rotation, 10 negatives", rotation),
@@ -187,8 +217,9 @@ RECIPES = {
     "learned": Recipe("... temperature learned", learned),
     "two_vectors": Recipe("... 2 vectors a user", corrected, vectors=2),
     "four_vectors": Recipe("... 4 vectors a user", corrected, vectors=4),
+    "history": Recipe("the last 50 items", sequences, history=50, epochs=2),
 }
-DEFAULT_RECIPES = ("plain", "rotation", "recipe")
+DEFAULT_RECIPES = ("plain", "rotation", "recipe", "history")
 
 
 # The model and its training: plain Keras.
@@ -207,34 +238,80 @@ def tower(name, num_ids, unit_length, vectors=1):
     return keras.Sequential(layers, name=name)
 
 
+class Job(NamedTuple):
+    """A model, and what it is trained and evaluated on."""
+
+    model: keras.Model  # from a batch of `rows` to losses (B,)
+    rows: dict  # the arrays to train on
+    user_tower: keras.Model
+    item_tower: keras.Model
+    users: list  # what the user tower takes, for validation and for test
+    items: np.ndarray  # what the item tower takes, all items
+    learning_rate: float = LEARNING_RATE
+
+
 def build(recipe, split, seed):
-    """Returns the model from rows to losses (B,), and its two towers."""
+    """Returns the `Job`: towers of ids, and the recipe's losses."""
+    rows = {
+        "user_id": split.users.astype("int32"),
+        "item_id": split.items.astype("int32"),
+        "probability": split.probability[split.items].astype("float32"),
+    }
     user_tower = tower(
         "user", split.num_users, recipe.unit_length, recipe.vectors
     )
     item_tower = tower("item", split.num_items, recipe.unit_length)
-    user_id = keras.Input((), dtype="int32", name="user_id")
-    item_id = keras.Input((), dtype="int32", name="item_id")
-    probability = keras.Input((), dtype="float32", name="probability")
+    inputs = inputs_of(rows)
+    user = user_tower(inputs["user_id"])
+    model = model_of(inputs, user, item_tower, recipe, split, seed)
+    users = np.arange(split.num_users)
+    items = np.arange(split.num_items)
+    return Job(model, rows, user_tower, item_tower, [users, users], items)
+
+
+def build_history(recipe, split, seed):
+    """Returns the `Job` of a user tower that reads the user's items."""
+    rows = windows(split, recipe.history)
+    history_tower, item_tower = towers(
+        split.num_items, recipe.history, DIMENSIONS
+    )
+    inputs = inputs_of(rows)
+    user = history_tower(inputs["history"])
+    model = model_of(inputs, user, item_tower, recipe, split, seed)
+    return Job(
+        model,
+        rows,
+        last_position(history_tower),
+        item_tower,
+        latest(split, recipe.history),
+        np.arange(1, 1 + split.num_items),  # 0 is padding
+        HISTORY_LEARNING_RATE,
+    )
+
+
+def inputs_of(rows):
+    """Returns a symbolic input for each array."""
+    # By name: Keras 3.5 gives a dict of rows to a list of inputs in the order
+    # of the sorted names.
+    return {
+        name: keras.Input(array.shape[1:], dtype=str(array.dtype), name=name)
+        for name, array in rows.items()
+    }
+
+
+def model_of(inputs, user, item_tower, recipe, split, seed):
+    """Returns the model from inputs to the losses of the recipe."""
     pairs = Pairs(
-        user_id,
-        item_id,
-        probability,
-        user_tower(user_id),
-        item_tower(item_id),
+        inputs["user_id"],
+        inputs["item_id"],
+        inputs["probability"],
+        user,
+        item_tower(inputs["item_id"]),
         item_tower,
         split.probability,
         seed,
     )
-    # By name: Keras 3.5 gives a dict of rows to a list of inputs in the order
-    # of the sorted names.
-    inputs = {
-        "user_id": user_id,
-        "item_id": item_id,
-        "probability": probability,
-    }
-    model = keras.Model(inputs, recipe.losses(pairs))
-    return model, user_tower, item_tower
+    return keras.Model(inputs, recipe.losses(pairs))
 
 
 class Result(NamedTuple):
@@ -245,30 +322,28 @@ class Result(NamedTuple):
     ndcg: float
     seconds: float  # of an epoch, the median
     validation: list  # Recall@10 of every epoch
+    untied_recall: float  # on the test items of users without a tie
+    untied_ndcg: float
 
 
 def train(recipe, split, epochs=20, batch_size=1024, seed=0):
     """Trains one recipe and returns its `Result`."""
     keras.utils.set_random_seed(seed)
-    model, user_tower, item_tower = build(recipe, split, seed)
-    model.compile(
-        keras.optimizers.Adam(LEARNING_RATE),
+    epochs *= recipe.epochs
+    job = (build_history if recipe.history else build)(recipe, split, seed)
+    job.model.compile(
+        keras.optimizers.Adam(job.learning_rate),
         loss=inbatch_neg.InBatchNegativeLoss(),
+        jit_compile=JIT_COMPILE,
     )
-    rows = {
-        "user_id": split.users.astype("int32"),
-        "item_id": split.items.astype("int32"),
-        "probability": split.probability[split.items].astype("float32"),
-    }
     batches = inbatch_neg.full_batches(
-        rows, batch_size, shuffle=True, seed=seed
+        job.rows,
+        WINDOWS if recipe.history else batch_size,
+        shuffle=True,
+        seed=seed,
     )
-    validation, test = evaluations(
-        split,
-        np.arange(split.num_users),
-        np.arange(split.num_items),
-        user_tower,
-        item_tower,
+    validation, test, untied = evaluations(
+        split, job.users, job.items, job.user_tower, job.item_tower
     )
     stopping = keras.callbacks.EarlyStopping(
         monitor="val_ndcg@10",
@@ -278,19 +353,19 @@ def train(recipe, split, epochs=20, batch_size=1024, seed=0):
     )
     with tqdm(total=epochs, desc=recipe.title, unit="epoch") as bar:
         progress = Progress(bar)
-        history = model.fit(
+        history = job.model.fit(
             batches,
             epochs=epochs,
             shuffle=False,  # the batches are shuffled already
             verbose=0,
             callbacks=[validation, stopping, progress],
         ).history
-    found = test()
     return Result(
         stopping.best_epoch + 1,
-        *(found[name] for name in FIGURES),
+        *figures(test),
         float(np.median(progress.seconds)),
         history["val_recall@10"],
+        *figures(untied),
     )
 
 
@@ -319,64 +394,84 @@ class Progress(keras.callbacks.Callback):
 def evaluations(split, users, items, user_tower=None, item_tower=None):
     """Returns the evaluations on the validation and on the test items.
 
+    And a third one on the test items, without the users whose last two ratings
+    have the same time: which of the two is the last, the file decides.
+
     Args:
         split: The `Split`.
-        users: What the user tower takes, or vectors, of all users.
+        users: What the user tower takes, or vectors, of all users; for the
+            validation and for the test.
         items: The same for the items.
         user_tower: Model from `users` to vectors. None: they are vectors.
         item_tower: The same for the items.
     """
     pairs = zip(split.seen, split.validation)
     seen_by_test = [[*seen, item] for seen, item in pairs]
+    everyone = np.ones(split.num_users)
+    untied = everyone if split.tied is None else 1.0 - split.tied
     return [
         inbatch_neg.RetrievalEvaluation(
             user_tower,
             item_tower,
-            users,
+            queries,
             targets,
             items,
+            candidate_ids=np.arange(split.num_items),
             seen=seen,
+            sample_weight=weight,
             k=10,
             verbose=0,
         )
-        for targets, seen in (
-            (split.validation, split.seen),
-            (split.test, seen_by_test),
+        for queries, targets, seen, weight in (
+            (users[0], split.validation, split.seen, everyone),
+            (users[1], split.test, seen_by_test, everyone),
+            (users[1], split.test, seen_by_test, untied),
         )
     ]
 
 
+def figures(evaluation):
+    """Returns its Recall@10 and NDCG@10."""
+    found = evaluation()
+    return [found[name] for name in FIGURES]
+
+
 def popularity(split):
     """Returns the `Result` of the most frequent items for everybody."""
-    validation, test = evaluations(
-        split, np.ones((split.num_users, 1)), split.probability[:, None]
+    users = np.ones((split.num_users, 1))
+    validation, test, untied = evaluations(
+        split, [users, users], split.probability[:, None]
     )
-    recall = validation()["recall@10"]
-    found = test()
-    return Result(0, *(found[name] for name in FIGURES), 0.0, [recall])
+    recall, _ = figures(validation)
+    return Result(0, *figures(test), 0.0, [recall], *figures(untied))
 
 
 # The report.
 
 
 def table(results):
-    """Returns the final table of {title: list of `Result`, one a seed}."""
+    """Returns the final table of {title: list of `Result`, one a seed}.
+
+    The second pair of figures is without the users whose last ratings tie.
+    """
     width = max(map(len, results))
     seeds = max(map(len, results.values()))
     cell = 15 if seeds > 1 else 9
-    names = ("Recall@10", "NDCG@10")
+    names = ("Recall@10", "NDCG@10", "untied R.", "untied N.")
     lines = [
         f"{'on the test items':{width}}  "
         + "  ".join(f"{name:>{cell}}" for name in names)
         + "  epoch  s/epoch"
     ]
     for title, runs in results.items():
-        epoch, recall, ndcg, seconds = zip(*(run[:4] for run in runs))
         line = f"{title:{width}}"
-        for values in (recall, ndcg):
+        for name in ("recall", "ndcg", "untied_recall", "untied_ndcg"):
+            values = [getattr(run, name) for run in runs]
             line += f"  {spread(values):>{cell}}"
-        if np.any(epoch):
-            line += f"  {np.mean(epoch):5.3g}  {np.median(seconds):7.2f}"
+        if runs[0].epoch:
+            epoch = np.mean([run.epoch for run in runs])
+            seconds = np.median([run.seconds for run in runs])
+            line += f"  {epoch:5.3g}  {seconds:7.2f}"
         lines.append(line)
     return "\n".join(lines)
 

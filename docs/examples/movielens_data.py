@@ -31,6 +31,7 @@ class Split(NamedTuple):
     validation: np.ndarray  # (num_users,) items
     test: np.ndarray  # (num_users,) items
     num_items: int
+    tied: np.ndarray | None = None  # (num_users,) bools, see `split_last_two`
 
     @property
     def num_users(self):
@@ -63,7 +64,9 @@ def split_last_two(ratings):
         ratings: (n, 3) integers: user id, item id, timestamp.
 
     Returns:
-        A `Split`; its users and items are numbered in the order of their ids.
+        A `Split`; its users and items are numbered in the order of their ids,
+        and a user's rows are in the order of time. `tied` tells the users
+        whose last two ratings have the same time.
     """
     _, users = np.unique(ratings[:, 0], return_inverse=True)
     item_ids, items = np.unique(ratings[:, 1], return_inverse=True)
@@ -72,7 +75,7 @@ def split_last_two(ratings):
     if len(np.unique(ratings[:, :2], axis=0)) < len(ratings):
         raise ValueError("A user must not rate the same item twice.")
     order = np.lexsort((ratings[:, 2], users))  # stable: ties by line
-    users, items = users[order], items[order]
+    users, items, times = users[order], items[order], ratings[order, 2]
     last = np.flatnonzero(np.diff(users, append=users[-1] + 1))
     held_out = np.concatenate([last - 1, last])
     return Split(
@@ -81,6 +84,7 @@ def split_last_two(ratings):
         validation=items[last - 1],
         test=items[last],
         num_items=len(item_ids),
+        tied=times[last] == times[last - 1],
     )
 
 

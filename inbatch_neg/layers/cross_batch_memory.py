@@ -133,6 +133,7 @@ class CrossBatchMemory(keras.layers.Layer):
         candidate: Tensor,
         candidate_ids: Tensor = None,
         candidate_sampling_probability: Tensor = None,
+        candidate_mask: Tensor = None,
         training: bool | None = None,
     ) -> dict[str, Tensor]:
         """Returns the candidates of the batch and of the memory.
@@ -143,6 +144,8 @@ class CrossBatchMemory(keras.layers.Layer):
                 call or in none.
             candidate_sampling_probability: (B,) floats, as the softmax takes
                 them, in every call or in none.
+            candidate_mask: (B,) bools. False: a negative neither in this batch
+                nor later, as padding is.
             training: Whether to store the batch, after the stored rows have
                 been returned. `fit` sets it; a subclassed model must take
                 `training` and pass it on. Other calls return the stored rows
@@ -156,12 +159,13 @@ class CrossBatchMemory(keras.layers.Layer):
             `candidate_ids` and `candidate_sampling_probability`: (C,), if
             passed; ids as the widest integers of the backend, strings as
             their hashes. `candidate_mask`: (C,) bools, False for empty slots,
-            and for all slots during the warm-up.
+            for all slots during the warm-up, and where it was passed so.
         """
         batch = Batch(
             candidate=candidate,
             candidate_ids=candidate_ids,
             candidate_sampling_probability=candidate_sampling_probability,
+            candidate_mask=candidate_mask,
         )
         if keras_private.in_symbolic_call():
             if not replicas.averages_shapes_of_symbolic_calls():
@@ -191,10 +195,18 @@ class CrossBatchMemory(keras.layers.Layer):
             slots < self._filled,
             ops.convert_to_tensor(self._steps) >= self.warmup_steps,
         )
-        mask = ops.ones((batch.candidates,), "bool")
-        result["candidate_mask"] = ops.concatenate(
-            [mask, global_batch.local_shard(used)]
-        )
+        mask = batch.candidate_mask
+        if mask is None:
+            mask = ops.ones((batch.candidates,), "bool")
+        else:
+            # Stored as NaN, which `InBatchNegativeSoftmax` clears where the
+            # mask is False.
+            own["candidate"] = ops.where(
+                mask[:, None], own["candidate"], float("nan")
+            )
+        shard = result["candidate"][batch.candidates :]
+        used = global_batch.local_shard(used) & ~ops.isnan(shard[:, 0])
+        result["candidate_mask"] = ops.concatenate([mask, used])
         if training:
             with backend.after(batch):
                 self._store(global_batch.gather(own))
@@ -220,6 +232,7 @@ class CrossBatchMemory(keras.layers.Layer):
     def _check(self, batch: Batch) -> None:
         _check_shape(batch.candidate.shape)
         batch_checks.check_vectors(batch.candidate, batch.candidate)
+        batch_checks.check_field(batch, "candidate_mask")
         for name in ("candidate_ids", "candidate_sampling_probability"):
             batch_checks.check_field(batch, name)
             value = getattr(batch, name)
@@ -278,6 +291,7 @@ class CrossBatchMemory(keras.layers.Layer):
         candidate: Tensor,
         candidate_ids: Tensor = None,
         candidate_sampling_probability: Tensor = None,
+        candidate_mask: Tensor = None,
         training: bool | None = None,
     ) -> dict[str, keras.KerasTensor]:
         """Returns the dict of symbolic outputs."""
@@ -286,6 +300,7 @@ class CrossBatchMemory(keras.layers.Layer):
                 candidate=candidate,
                 candidate_ids=candidate_ids,
                 candidate_sampling_probability=candidate_sampling_probability,
+                candidate_mask=candidate_mask,
             )
         )
         rows = candidate.shape[0]

@@ -223,7 +223,8 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
                 `return_logits=True` pass them to `fit` instead. NaN in a
                 query of weight 0 has no effect, nor has NaN in a masked
                 candidate whose row, if it has one, has weight 0. With
-                `symmetric=True` such a query still is a negative.
+                `symmetric=True` such a query still is a negative, unless its
+                candidate is masked: then the row is padding.
             query_mask: (B, P) bools, with queries (B, P, D). False: this
                 vector is ignored. A row without any other is an error in an
                 eager call; in a compiled step it counts as one vector of

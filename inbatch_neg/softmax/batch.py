@@ -146,14 +146,22 @@ class Batch(NamedTuple):
         the same candidate. Sampling probabilities, the mask and the extra
         candidates do not apply in this direction. If a query has several
         vectors, the best one counts here too.
+
+        A row of weight 0 whose candidate is masked is padding: its query is a
+        negative of no row.
         """
         rows = self.rows
         candidate_ids = self.candidate_ids
+        weight, mask = self.sample_weight, None
+        if weight is not None and self.candidate_mask is not None:
+            mask = ops.not_equal(weight, ops.zeros_like(weight))
+            mask = mask | self.candidate_mask[:rows]
         return Batch(
             query=self.candidate[:rows],
             candidate=self.query,
             candidate_ids=self.query_ids,
             query_ids=None if candidate_ids is None else candidate_ids[:rows],
+            candidate_mask=mask,
             sample_weight=self.sample_weight,
         )
 

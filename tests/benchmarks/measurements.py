@@ -19,6 +19,9 @@ _ROTATION = tuple(
     f"tensorflow_rotation/{name}"
     for name in ("ours", "article", "one_concatenation", "hardest")
 )
+_POSITIONS = tuple(
+    f"tensorflow/{name}" for name in ("ours", "positions", "limit")
+)
 _VECTORS = tuple(f"tensorflow/{name}" for name in ("ours", "tfrs", "limit"))
 _LAYER = tuple(
     f"tensorflow_layer/{name}"
@@ -47,7 +50,7 @@ _NEEDED = {
 # ids, `RemoveAccidentalHits` of keras-rs adds 1e-40 to a score that it should
 # remove.
 _OTHER_MATHS = ("ours_uneven", "ours_bfloat16", "ours_float16", "hardest")
-_OTHER_MATHS += ("symmetric",)
+_OTHER_MATHS += ("symmetric", "positions")
 
 
 def is_same_maths(contender, with_rules):
@@ -141,6 +144,8 @@ def every(largest, quick):
         Measurement(f"vectors-{count}", _VECTORS, sizes[0], vectors=count)
         for count in (2, 4, 8)
     ]
+    if not quick:  # 512 windows of 50 positions
+        result.append(Measurement("positions-25600", _POSITIONS, 25_600))
     result += [
         _with_or_without_rules("layer", _LAYER, most, with_rules)
         for with_rules in (False, True)

@@ -34,6 +34,32 @@ def ours(inputs, dtype=tf.float32):
     return differentiated(inputs, loss_of, dtype, **inputs.rules)
 
 
+def positions(inputs, length=50):
+    """Windows of 50 positions, a fifth of them padding, with ids and q."""
+    from inbatch_neg import ops
+
+    windows = len(inputs.query) // length
+    mask = tf.broadcast_to(tf.range(length) < 40, (windows, length))
+
+    def loss_of(query, candidate, ids, probability):
+        rows = ops.positions(
+            tf.reshape(query, (windows, length, -1)),
+            tf.reshape(candidate, (windows, length, -1)),
+            mask,
+            tf.reshape(ids, (windows, length)),
+            tf.range(windows),
+            tf.reshape(probability, (windows, length)),
+        )
+        return tf.reduce_mean(ops.in_batch_softmax_loss(**rows))
+
+    return differentiated(
+        inputs,
+        loss_of,
+        ids=inputs.candidate_ids,
+        probability=inputs.probability,
+    )
+
+
 def ours_uneven(inputs):
     """With another weight for each row, so another upstream gradient."""
     from inbatch_neg import ops

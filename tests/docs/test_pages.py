@@ -138,6 +138,27 @@ def test_losses_at_several_widths(tmp_path, monkeypatch):
         np.testing.assert_allclose(exact, expected, rtol=1e-7)
 
 
+def test_sequences_page_is_right(tmp_path, monkeypatch):
+    """The losses over the catalogue are those of the full softmax."""
+    page = run("sequences.md", tmp_path, monkeypatch)
+    item = page["rows"]["item"][:32].reshape(-1)
+    query, candidate = (
+        keras.ops.convert_to_numpy(page["batch"][name])
+        for name in ("query", "candidate")
+    )
+    scores = query @ candidate[-page["ITEMS"] :].T / 0.2
+    total = np.log(np.exp(scores).sum(axis=1))
+    expected = (total - scores[np.arange(len(item)), item - 1]) * (item > 0)
+    expected *= len(item) / np.sum(item > 0)
+    losses = keras.ops.convert_to_numpy(page["losses"])
+    np.testing.assert_allclose(losses, expected, rtol=1e-4, atol=1e-5)
+    assert 0 <= page["figures"]["recall@10"] <= 1
+    # Each training item but the first of a user is a positive once.
+    assert (page["rows"]["item"] > 0).sum() == sum(
+        len(items) - 1 for items in page["train"]
+    )
+
+
 def test_start_page_gives_its_numbers(tmp_path, monkeypatch, capsys):
     page = run("start.md", tmp_path, monkeypatch)
     loss, recall = (page["history"][name] for name in ("loss", "val_recall@10"))

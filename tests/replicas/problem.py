@@ -68,6 +68,8 @@ CASES = {
         ("candidate_ids", "query_ids", "extra", "weight", "uncounted"),
         False,
     ),
+    # Each replica has as many valid positions as the others.
+    "positions": ({"temperature": 0.5}, ("positions",), False),
     "two_shifts_logits": (
         {"num_negatives": 2, "seed": 7, "return_logits": True},
         ("extra",),
@@ -129,6 +131,8 @@ class TwoTowers(keras.Model):
         query = self.query_tower(batch["user"])
         ids = batch["item"]
         given = {}
+        if "positions" in used:
+            return self.softmax(**self.positions(query, batch))
         if "several" in used:  # two vectors, and a third of half of the users
             query = ops.stack([query, -query, ops.roll(query, 1, 1)], axis=1)
             third = ops.expand_dims(batch["user"] % 2 == 0, 1)
@@ -170,6 +174,19 @@ class TwoTowers(keras.Model):
             for name in ("candidate_ids", "candidate_mask"):
                 given[name] = _as_tuples(given[name])
         return self.softmax(query, candidate, training=training, **given)
+
+    def positions(self, query, batch):
+        """Returns the rows of sequences of 2 and of 1 in turn."""
+        ops = keras.ops
+        long = ops.arange(ops.shape(query)[0]) % 2 == 0
+        second = _where(long, -query, np.nan)
+        return inbatch_neg.ops.positions(
+            ops.stack([query, second], axis=1),
+            self.item_tower(batch["extra"]),
+            ops.stack([ops.ones_like(long), long], axis=1),
+            candidate_ids=batch["extra"],
+            query_ids=batch["user"],
+        )
 
 
 def _as_tuples(tensor):

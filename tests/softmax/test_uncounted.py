@@ -165,7 +165,7 @@ def test_masked_extra_candidate_without_weights(each_size):
 
 @pytest.mark.parametrize("options", [{}, ROTATION], ids=len)
 def test_both_directions(monkeypatch, options):
-    """In the other one, `candidate_mask` does not apply."""
+    """In the other one, `candidate_mask` applies to rows of weight 0 alone."""
     internals.small_chunks(monkeypatch)
     batch = padded_batch()
 
@@ -178,8 +178,14 @@ def test_both_directions(monkeypatch, options):
     assert_close(found, value)
     for name in VECTORS:
         assert_close(d_found[name], gradients[name], name=name)
-    # A query is a negative there, whatever its weight is.
+    # So padding is no negative there either.
+    found, d_found = run(spoiled(batch))
+    assert_close(found, value)
+    for name in VECTORS:
+        assert_close(d_found[name], gradients[name], name=name)
+    # Any other query is one, whatever its weight is.
     del batch["candidate_ids"], batch["query_ids"]
+    batch["candidate_mask"][PADDED] = True
     found, _ = run(spoiled(batch, of=("query",)))
     assert np.isnan(np.delete(found, PADDED)).all()
 
