@@ -4,9 +4,9 @@ from inbatch_neg import ops
 from inbatch_neg.chunked_tower.layer import ChunkedTower
 from inbatch_neg.data import full_batches
 from inbatch_neg.evaluation.callback import RetrievalEvaluation
-from inbatch_neg.layers.batch_size import PartialBatchError
 from inbatch_neg.layers.cross_batch_memory import CrossBatchMemory
 from inbatch_neg.layers.in_batch_negative_softmax import InBatchNegativeSoftmax
+from inbatch_neg.layers.partial_batch import PartialBatchError
 from inbatch_neg.layers.streaming_sampling_probability import (
     StreamingSamplingProbability,
 )

@@ -4,7 +4,7 @@ import keras
 
 from inbatch_neg import keras_private
 from inbatch_neg.backends import backend
-from inbatch_neg.softmax.scoring import (
+from inbatch_neg.softmax.log_q_and_masks import (
     at_least_float32,
     cross_entropy_with_first,
 )

@@ -7,7 +7,7 @@ from keras import ops
 
 from inbatch_neg import arguments, keras_private
 from inbatch_neg.backends import backend
-from inbatch_neg.softmax.scoring import at_least_float32
+from inbatch_neg.softmax.log_q_and_masks import at_least_float32
 from inbatch_neg.types import Tensor
 
 

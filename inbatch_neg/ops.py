@@ -8,8 +8,8 @@ from inbatch_neg import arguments, batch_checks, keras_private
 from inbatch_neg.positions import flatten
 from inbatch_neg.softmax import loss
 from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.log_q_and_masks import compute_dtype, product_dtype
 from inbatch_neg.softmax.rotation import rotated_scores
-from inbatch_neg.softmax.scoring import compute_dtype, product_dtype
 from inbatch_neg.types import Tensor
 
 

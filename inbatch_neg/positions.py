@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from inbatch_neg import arguments
-from inbatch_neg.softmax.scoring import compute_dtype
+from inbatch_neg.softmax.log_q_and_masks import compute_dtype
 from inbatch_neg.types import Tensor
 
 # Below the share of valid positions of any batch that has one.

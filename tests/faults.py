@@ -48,7 +48,7 @@ FAULTS = (
     # Scores and masks
     Fault(
         "sign of log q",
-        "softmax/scoring.py",
+        "softmax/log_q_and_masks.py",
         "stop_gradient(-ops.log(probability))",
         "stop_gradient(ops.log(probability))",
         "jax",
@@ -56,7 +56,7 @@ FAULTS = (
     ),
     Fault(
         "log q not subtracted from the positive",
-        "softmax/scoring.py",
+        "softmax/log_q_and_masks.py",
         "positive_bias = column_bias[:rows]",
         "positive_bias = None",
         "jax",
@@ -64,7 +64,7 @@ FAULTS = (
     ),
     Fault(
         "candidate_mask dropped",
-        "softmax/scoring.py",
+        "softmax/log_q_and_masks.py",
         "masked_columns = ops.logical_not(batch.candidate_mask)",
         "masked_columns = None",
         "jax",
@@ -72,7 +72,7 @@ FAULTS = (
     ),
     Fault(
         "mask of candidate ids dropped",
-        "softmax/scoring.py",
+        "softmax/log_q_and_masks.py",
         "codes.append((column_codes[:rows], column_codes))",
         "pass",
         "jax",
@@ -80,7 +80,7 @@ FAULTS = (
     ),
     Fault(
         "mask of query ids dropped",
-        "softmax/scoring.py",
+        "softmax/log_q_and_masks.py",
         "codes.append((positive_codes[:rows], column_codes))",
         "pass",
         "jax",
@@ -242,19 +242,19 @@ FAULTS = (
     ),
     Fault(
         "partial batch not refused",
-        "layers/batch_size.py",
+        "layers/partial_batch.py",
         "if rows == 1 or (expected is not None and rows != expected):",
         "if rows == 1:",
         "jax",
-        ("layers/test_batch_size.py::test_a_smaller_batch_size_on_purpose",),
+        ("layers/test_partial_batch.py::test_a_smaller_batch_size_on_purpose",),
     ),
     Fault(
         "training and inference of one batch size",
-        "layers/batch_size.py",
+        "layers/partial_batch.py",
         "kind = bool(training)",
         "kind = True",
         "torch",
-        ("layers/test_batch_size.py::test_validation_data_of_another_size",),
+        ("layers/test_partial_batch.py::test_validation_data_of_another_size",),
     ),
     Fault(
         "other hashes of ids than in a saved model",
@@ -277,10 +277,10 @@ FAULTS = (
     ),
     # Towers in chunks
     Fault(
-        "dropout of a chunk drawn anew in its gradient",
+        "every chunk of a tower draws the same dropout",
         "chunked_tower/torch.py",
-        "state = self._states[number]",
-        "state = self._states[-1]",
+        "(v, new[id(v)] if id(v) in new else _snapshot(v.value))",
+        "(v, _snapshot(v.value))",
         "torch",
         (
             "layers/test_chunked_tower_state.py"

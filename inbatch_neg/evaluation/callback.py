@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from inbatch_neg import arguments
-from inbatch_neg.evaluation import averages, embedding, ids, ranking
+from inbatch_neg.evaluation import embedding, ids, metrics, ranking
 from inbatch_neg.evaluation.ids import Array
 
 _logger = logging.getLogger("inbatch_neg")
@@ -126,7 +126,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         self.candidate_ids = candidate_ids
         if candidate_ids is not None:
             self.candidate_ids = ids.as_ids("candidate_ids", candidate_ids)
-        self.k = averages.lengths(k)
+        self.k = metrics.lengths(k)
         self.batch_size = arguments.check_integer(
             "batch_size", batch_size, minimum=1
         )
@@ -143,7 +143,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         )
         self.sample_weight = sample_weight
         if sample_weight is not None:
-            self.sample_weight = averages.weights(sample_weight)
+            self.sample_weight = metrics.weights(sample_weight)
         self.coverage = arguments.check_flag("coverage", coverage)
         if not len(self.targets.row):
             raise ValueError(
@@ -178,12 +178,12 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             seen = ranking.without(seen, targets, len(candidate))
         ranks = np.full(len(row), np.inf)
         ranks[known] = ranking.target_ranks(query, candidate, targets, seen)
-        results = averages.averages(
+        results = metrics.averages(
             row, ranks, len(query), self.k, self.sample_weight
         )
         if self.coverage:
             lists = ranking.top_k(query, candidate, max(self.k), seen)
-            results |= averages.coverage(lists, len(candidate), self.k)
+            results |= metrics.coverage(lists, len(candidate), self.k)
         return results
 
     def top_k(

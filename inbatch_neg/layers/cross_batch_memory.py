@@ -11,7 +11,7 @@ from inbatch_neg.backends import backend
 from inbatch_neg.layers import global_batch
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.softmax.batch import Batch
-from inbatch_neg.softmax.scoring import constant
+from inbatch_neg.softmax.log_q_and_masks import constant
 from inbatch_neg.types import Tensor
 
 Shape = Sequence[int | None]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from inbatch_neg.layers.batch_size import PartialBatchError
+from inbatch_neg.layers.partial_batch import PartialBatchError
 from inbatch_neg.replicas.base import Collectives, Sharding
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.softmax.batch import CANDIDATE_FIELDS, Batch

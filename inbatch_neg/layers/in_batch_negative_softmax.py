@@ -9,13 +9,13 @@ from keras import ops
 from inbatch_neg import arguments, batch_checks, keras_private
 from inbatch_neg.backends import backend
 from inbatch_neg.layers import global_batch
-from inbatch_neg.layers.batch_size import EXPORT_TOWER, BatchSize
 from inbatch_neg.layers.negative_sampling import NegativeSampling
+from inbatch_neg.layers.partial_batch import EXPORT_TOWER, BatchSize
 from inbatch_neg.layers.temperature import Temperature, from_config
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.softmax import loss
 from inbatch_neg.softmax.batch import Batch
-from inbatch_neg.softmax.scoring import product_dtype
+from inbatch_neg.softmax.log_q_and_masks import product_dtype
 from inbatch_neg.types import Size, Tensor
 
 

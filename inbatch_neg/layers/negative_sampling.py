@@ -6,8 +6,11 @@ from keras import ops
 from inbatch_neg import arguments
 from inbatch_neg.softmax import logits
 from inbatch_neg.softmax.batch import Batch
+from inbatch_neg.softmax.log_q_and_masks import (
+    cross_entropy_with_first,
+    make_scoring,
+)
 from inbatch_neg.softmax.rotation import draw_shifts
-from inbatch_neg.softmax.scoring import cross_entropy_with_first, make_scoring
 from inbatch_neg.types import Size, Tensor
 
 

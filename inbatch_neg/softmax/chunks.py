@@ -8,7 +8,12 @@ from keras import ops
 
 from inbatch_neg.backends import backend
 from inbatch_neg.softmax import several_vectors
-from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
+from inbatch_neg.softmax.log_q_and_masks import (
+    MASKED,
+    Scoring,
+    constant,
+    left_out,
+)
 from inbatch_neg.types import Size, Tensor
 
 

@@ -8,7 +8,7 @@ from inbatch_neg.backends import backend
 from inbatch_neg.softmax import several_vectors
 from inbatch_neg.softmax.chunks import Chunks
 from inbatch_neg.softmax.gradients import Gradients
-from inbatch_neg.softmax.scoring import MASKED, Scoring
+from inbatch_neg.softmax.log_q_and_masks import MASKED, Scoring
 from inbatch_neg.types import Size, Tensor
 
 

@@ -13,8 +13,13 @@ from inbatch_neg.softmax import several_vectors
 from inbatch_neg.softmax.chunks import Chunks
 from inbatch_neg.softmax.gradients import Gradients
 from inbatch_neg.softmax.hardest import hardest_scores
+from inbatch_neg.softmax.log_q_and_masks import (
+    MASKED,
+    Scoring,
+    constant,
+    left_out,
+)
 from inbatch_neg.softmax.rotation import rotated_scores
-from inbatch_neg.softmax.scoring import MASKED, Scoring, constant, left_out
 from inbatch_neg.types import Size, Tensor
 
 

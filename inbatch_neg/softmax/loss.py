@@ -37,7 +37,7 @@ from inbatch_neg.softmax import several_vectors
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.chunks import Chunks
 from inbatch_neg.softmax.gradients import Gradients
-from inbatch_neg.softmax.scoring import (
+from inbatch_neg.softmax.log_q_and_masks import (
     HalfVectors,
     Scoring,
     compute_dtype,
@@ -65,7 +65,8 @@ def batch_loss(
         batch: The tensors of `ops.in_batch_softmax_loss`.
         temperature: Divides the scores.
         with_gradients: As in `softmax_loss`.
-        product_dtype: Of `scoring.product_dtype`, for the towers' own vectors.
+        product_dtype: As `log_q_and_masks.product_dtype` returns it for the
+            vectors of the towers.
     """
     batch = batch.cast(compute_dtype(batch.query, batch.candidate))
     scoring = make_scoring(batch)

@@ -10,7 +10,7 @@ from keras import ops
 
 from inbatch_neg.backends import backend
 from inbatch_neg.softmax.chunks import RowChunks
-from inbatch_neg.softmax.scoring import constant
+from inbatch_neg.softmax.log_q_and_masks import constant
 from inbatch_neg.types import Size, Tensor
 
 # A chunk of rows gathers up to this many floats, and has at least these rows.

@@ -9,7 +9,7 @@ from keras import ops
 
 import inbatch_neg
 from inbatch_neg.backends import backend
-from inbatch_neg.softmax import chunks, scoring
+from inbatch_neg.softmax import chunks, log_q_and_masks
 
 pytestmark = pytest.mark.backends("torch")
 
@@ -88,7 +88,7 @@ def test_compiled_by_dynamo():
 
 def test_chunks_stay_below_the_blocks_that_glibc_gives_back():
     query, candidate = ops.zeros((1000, 1)), ops.zeros((2**17, 1))
-    chunk = chunks.Chunks(query, candidate, scoring.Scoring())
+    chunk = chunks.Chunks(query, candidate, log_q_and_masks.Scoring())
     assert chunk.size * len(candidate) * 4 == 2**24
 
 

@@ -186,7 +186,7 @@ def limit_in_chunks(inputs):
     As in the loop of the package, with the sums over the chunks.
     """
     from inbatch_neg.softmax.chunks import Chunks
-    from inbatch_neg.softmax.scoring import Scoring
+    from inbatch_neg.softmax.log_q_and_masks import Scoring
 
     query = tf.constant(inputs.query)
     candidate = tf.constant(inputs.candidate)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from inbatch_neg import ops
-from inbatch_neg.softmax import chunks, scoring
+from inbatch_neg.softmax import chunks, log_q_and_masks
 from tests import internals
 from tests.helpers import BACKEND, batch_of, check_loss
 
@@ -23,7 +23,7 @@ def test_chunks_of_every_remainder(monkeypatch, chunk):
 @pytest.mark.parametrize("dimensions, rows", [(64, 256), (256, 512)])
 def test_chunks_of_wide_vectors(dimensions, rows):
     vectors = keras.ops.zeros((8192, dimensions))
-    chunk = chunks.Chunks(vectors, vectors, scoring.Scoring())
+    chunk = chunks.Chunks(vectors, vectors, log_q_and_masks.Scoring())
     assert chunk.size == rows
 
 

@@ -10,7 +10,7 @@ from inbatch_neg import (
     InBatchNegativeSoftmax,
     ops,
 )
-from inbatch_neg.softmax.scoring import cross_entropy_with_first
+from inbatch_neg.softmax.log_q_and_masks import cross_entropy_with_first
 from tests import helpers, internals, oracle
 from tests.helpers import (
     ALONE,
