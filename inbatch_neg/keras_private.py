@@ -19,6 +19,10 @@ Keras makes a test fail:
 - where Keras keeps the objects that several layers share, while it loads
   (`get_shared_object`, `record_object_after_deserialization`) and while it
   clones (`wrapped_clone_function`, `cache`);
+- that an optimizer asks a variable for `overwrite_with_gradient` before it does
+  anything else, and then assigns its gradient; which variables it decays
+  (`_use_weight_decay`), and whether loss scaling leaves these gradients alone
+  (`_overwrite_variable_with_gradient`, which Keras 3.5 lacks);
 - by which signature a layer binds its arguments (`_call_signature`), and that
   it binds them all by name to trace `call`, `**kwargs` included.
 """
@@ -203,6 +207,36 @@ def torch_buffers(layer: keras.Layer) -> list[Any]:
         if isinstance(inner, keras.layers.TorchModuleWrapper)
         for buffer in inner.module.buffers()
     ]
+
+
+def calling_optimizer() -> Any:
+    """Returns the optimizer of Keras that is running, or None."""
+    for frame in _frames():
+        found = frame.f_locals.get("self")
+        if isinstance(found, keras.optimizers.Optimizer):
+            return found
+    return None
+
+
+def decays(optimizer: Any, variable: keras.Variable) -> bool:
+    """Returns whether the weight decay of an optimizer is for a variable."""
+    decay = getattr(optimizer, "weight_decay", None)
+    return bool(decay) and optimizer._use_weight_decay(variable)
+
+
+def scales_loss(optimizer: Any) -> bool:
+    """Returns whether an optimizer, around another, scales the loss."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def scales_overwritten() -> bool:
+    """Returns whether loss scaling changes what overwrites a variable.
+
+    In the step that runs. Keras 3.5 divides it by the scale.
+    """
+    if hasattr(keras.optimizers.Optimizer, "_overwrite_variable_with_gradient"):
+        return False
+    return any(scales_loss(x.f_locals.get("self")) for x in _frames())
 
 
 def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:
