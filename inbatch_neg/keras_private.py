@@ -218,6 +218,14 @@ def calling_optimizer() -> Any:
     return None
 
 
+def training_optimizer() -> Any:
+    """Returns the optimizer of the model that trains, or None."""
+    for frame in _frames():
+        if frame.f_code.co_name == "train_step":
+            return getattr(frame.f_locals.get("self"), "optimizer", None)
+    return None
+
+
 def decays(optimizer: Any, variable: keras.Variable) -> bool:
     """Returns whether the weight decay of an optimizer is for a variable."""
     decay = getattr(optimizer, "weight_decay", None)

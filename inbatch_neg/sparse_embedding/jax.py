@@ -1,6 +1,7 @@
 """Sparse updates on JAX: the gradient of the table is the updated table."""
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,10 +12,35 @@ from inbatch_neg import keras_private
 from inbatch_neg.sparse_embedding import table
 from inbatch_neg.types import Tensor
 
-TRAINS_ACCUMULATORS = True
+
+class Overwritten(keras.Variable):
+    """Takes over its gradient if the step has one.
+
+    JAX gives zeros to a weight that the loss does not depend on.
+    """
+
+    has_gradient = False
+
+    def assign(self, value: Any) -> Any:
+        """Assigns a value, unless it stands for no gradient."""
+        if keras_private.calling_optimizer() is not None:
+            if isinstance(value, jax.core.Tracer):
+                missing = not self.has_gradient
+            else:  # maybe of a compiled function, which sets no attribute
+                missing = not bool(jnp.any(value))
+            self.has_gradient = False
+            if missing:
+                return value
+        return super().assign(value)
 
 
-class Table(table.Table):
+class Accumulators(Overwritten):
+    """The accumulators, which the optimizer assigns too."""
+
+    overwrite_with_gradient = True
+
+
+class Table(Overwritten, table.Table):
     """Refuses other gradients: JAX would add them to the updated table."""
 
     _of_step: Any = staticmethod(lambda: None)
@@ -77,6 +103,7 @@ def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
     @keras_private.restore_model_state
     def backward(inputs: Any, upstream: tuple[Tensor, Tensor]) -> Any:
         lookups.append(this)
+        weight.has_gradient = adagrad.accumulators.has_gradient = True
         if lookups[0] is not this:
             raise ValueError(
                 "`SparseEmbedding` must be called once in a step: JAX would "
@@ -88,7 +115,7 @@ def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
             weight.warn_of_copy("A step that is not compiled")
         d_vectors, scale = upstream
         d_vectors = d_vectors / jnp.where(scale == 0.0, 1.0, scale)
-        return (*_updated(*inputs, d_vectors, adagrad.epsilon), None, None)
+        return (*_updated(inputs, d_vectors, adagrad.epsilon), None, None)
 
     run.defvjp(forward, backward)
     return run(value, adagrad.accumulators.value, adagrad.rate(), ids)
@@ -99,14 +126,10 @@ def _take(value: Tensor, ids: Tensor) -> Tensor:
 
 
 def _updated(
-    value: Tensor,
-    accumulators: Tensor,
-    rate: Tensor,
-    ids: Tensor,
-    gradients: Tensor,
-    epsilon: float,
+    inputs: Sequence[Tensor], gradients: Tensor, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     """Returns the table and the accumulators after the step."""
+    value, accumulators, rate, ids = inputs
     distribution = keras.distribution.distribution()
     if distribution is not None:
         # All devices update all rows of the batch, and exchange only these.

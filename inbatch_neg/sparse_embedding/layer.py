@@ -11,7 +11,7 @@ from keras import ops, tree
 from inbatch_neg import arguments, keras_private
 from inbatch_neg.backends import backend
 from inbatch_neg.sparse_embedding import table
-from inbatch_neg.types import Size, Tensor
+from inbatch_neg.types import Size
 
 
 @keras.saving.register_keras_serializable(
@@ -56,17 +56,18 @@ class SparseEmbedding(keras.layers.Layer):
     Raises:
         ValueError, TypeError: for an argument outside of the above; in the
             call, for ids that are not integers. In training, on JAX for a
-            second call in a step; on PyTorch for `jit_compile` and for several
-            processes; for a loss or layer that reads `embeddings` itself; for
-            an optimizer whose options do not reach the table; in a
-            `ChunkedTower`; in a `keras.distribution.ModelParallel`.
+            second call in a step; on PyTorch for a `LossScaleOptimizer` and
+            for several processes; for a loss or layer that reads `embeddings`
+            itself; for an optimizer whose options do not reach the table; in
+            a `ChunkedTower`; in a `keras.distribution.ModelParallel`.
 
     Example:
     >>> import numpy as np
     >>> embedding = SparseEmbedding(1_000_000, 8)
-    >>> vectors = embedding({"item": np.array([3, 7]), "history": np.ones((2, 5), int)})
-    >>> print(vectors["item"].shape, vectors["history"].shape)
-    (2, 8) (2, 5, 8)
+    >>> item, history = np.array([3, 7]), np.array([[1, 2, 9], [4, 0, 0]])
+    >>> vectors = embedding({"item": item, "history": history})
+    >>> print(tuple(vectors["history"].shape))
+    (2, 3, 8)
 
     References: Mudigere et al. 2022, "Software-hardware co-design for fast
     and scalable training of deep learning recommendation models" (arXiv
@@ -115,7 +116,6 @@ class SparseEmbedding(keras.layers.Layer):
                 "initial_accumulator", initial_accumulator
             ),
             arguments.check_positive_number("epsilon", epsilon),
-            table.engine().TRAINS_ACCUMULATORS,
             dtype=self.dtype_policy,
             name="adagrad",
         )
@@ -123,8 +123,6 @@ class SparseEmbedding(keras.layers.Layer):
     @keras_private.restore_model_state
     def build(self, input_shape: Any = None) -> None:
         """Creates the table and its accumulators."""
-        if self.built:
-            return
         if isinstance(
             keras.distribution.distribution(), keras.distribution.ModelParallel
         ):

@@ -27,7 +27,6 @@ class RowwiseAdagrad(keras.layers.Layer):
         learning_rate: Number, or scalar `keras.Variable`.
         initial_accumulator: What the accumulators start with.
         epsilon: Is added to their square roots.
-        train_accumulators: Whether the optimizer is to assign them.
     """
 
     def __init__(
@@ -36,7 +35,6 @@ class RowwiseAdagrad(keras.layers.Layer):
         learning_rate: float | keras.Variable,
         initial_accumulator: float,
         epsilon: float,
-        train_accumulators: bool,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -44,20 +42,18 @@ class RowwiseAdagrad(keras.layers.Layer):
         self.learning_rate = learning_rate
         self.initial_accumulator = initial_accumulator
         self.epsilon = epsilon
-        self.train_accumulators = train_accumulators
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the accumulators."""
-        self.accumulators = self.add_weight(
-            name="accumulators",
+        self.accumulators = engine().Accumulators(
+            keras.initializers.Constant(self.initial_accumulator),
             shape=(self.rows,),
             # A sum of many small squares.
             dtype=keras.backend.result_type(self.variable_dtype, "float32"),
-            initializer=keras.initializers.Constant(self.initial_accumulator),
-            trainable=self.train_accumulators,
+            trainable=self.trainable and backend.name == "jax",
             autocast=False,
+            name="accumulators",
         )
-        self.accumulators.overwrite_with_gradient = self.train_accumulators
         self.built = True
 
     def rate(self) -> Tensor:

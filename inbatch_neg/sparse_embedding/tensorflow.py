@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.sparse_embedding import table
 from inbatch_neg.types import Tensor
 
-TRAINS_ACCUMULATORS = False
+Accumulators = keras.Variable
 
 
 class Table(table.Table):
@@ -18,6 +19,8 @@ class Table(table.Table):
         """Updates rows, or assigns a whole table."""
         if isinstance(value, tf.IndexedSlices):
             self._update(value.indices, value.values)
+            return value
+        if value is None:  # no gradient, in Keras 3.5
             return value
         self.refuse_dense(value)
         return super().assign(value)

@@ -3,19 +3,22 @@
 import weakref
 from typing import Any
 
+import keras
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from inbatch_neg import keras_private
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.sparse_embedding import table
 from inbatch_neg.types import Tensor
 
-TRAINS_ACCUMULATORS = False
+Accumulators = keras.Variable
 
 
 class Table(table.Table):
     """Updates its rows where an optimizer assigns its gradient."""
 
+    @torch.compiler.disable
     def assign(self, value: Any) -> Any:
         """Updates rows, or assigns a whole table."""
         if isinstance(value, torch.Tensor) and value.is_sparse:
@@ -37,16 +40,16 @@ class Table(table.Table):
         self.value.index_add_(0, rows, step.to(self.value.dtype), alpha=-1)
 
 
+@torch.compiler.disable  # the compiler has no sparse gradients
 def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the vectors of (N,) ids, and a zero for the loss."""
     value = weight.value
     if value.requires_grad and torch.is_grad_enabled():
-        if torch.compiler.is_compiling():
+        if keras_private.scales_loss(keras_private.training_optimizer()):
             raise ValueError(
-                "`jit_compile` cannot be used with a `SparseEmbedding` on "
-                "PyTorch, whose compiler has no sparse gradients. Fix: "
-                "`model.compile(..., jit_compile=False)`. Received: a "
-                "compiled step"
+                "`SparseEmbedding` cannot train with a `LossScaleOptimizer` on "
+                "PyTorch. Fix: use the policy `mixed_bfloat16`, not "
+                "`mixed_float16`. Received: a `LossScaleOptimizer`"
             )
         if replicas.count() > 1:
             raise ValueError(
