@@ -85,7 +85,7 @@ def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
     rows = value.shape[0]
     # A negative index would count from the end.
     ids = jnp.where((ids < 0) | (ids >= rows), rows, ids)
-    if not weight.trainable:
+    if not weight.trainable or keras_private.in_export():
         return _take(value, ids), jnp.zeros((), value.dtype)
     adagrad = weight.adagrad
     lookups = weight.differentiated(value)

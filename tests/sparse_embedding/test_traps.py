@@ -264,6 +264,7 @@ def test_the_compiler_of_torch():
     exact.assert_as_expected(layer, before, 3, 0.1)
 
 
+@pytest.mark.keras_at_least("3.15")
 def test_a_table_that_the_step_does_not_use():
     used, unused, stopped = (
         inbatch_neg.SparseEmbedding(30, 4) for _ in range(3)
