@@ -10,6 +10,7 @@ from keras import ops, tree
 
 from inbatch_neg import arguments, keras_private
 from inbatch_neg.backends import backend
+from inbatch_neg.replicas.current import replicas
 from inbatch_neg.sparse_embedding import table
 from inbatch_neg.types import Size
 
@@ -176,10 +177,12 @@ class SparseEmbedding(keras.layers.Layer):
             The same nest of (..., output_dim) vectors, in the compute dtype.
         """
         leaves = tree.flatten(inputs)
-        for ids in leaves:
-            _check_ids(ids)
+        in_symbolic_call = keras_private.in_symbolic_call()
+        if not (in_symbolic_call and replicas.symbolic_call_sees_means()):
+            for ids in leaves:
+                _check_ids(ids)
         leaves = [ops.convert_to_tensor(ids) for ids in leaves]
-        if keras_private.in_symbolic_call():
+        if in_symbolic_call:
             return tree.pack_sequence_as(
                 inputs,
                 [

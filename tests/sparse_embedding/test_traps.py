@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import inbatch_neg
+from tests import internals
 from tests.helpers import BACKEND, assert_all_equal, to_numpy, weights_of
 from tests.sparse_embedding import test_exact as exact
 
@@ -293,6 +294,31 @@ def test_a_table_that_the_step_does_not_use():
     after = [weights_of(layer) for layer in (used, unused, stopped)]
     assert np.any(after[0][0] != before[0][0])
     assert_all_equal(after[1] + after[2], before[1] + before[2])
+
+
+@pytest.mark.backends("torch")
+def test_several_processes(monkeypatch):
+    internals.pretend_replicas(monkeypatch, 2)
+    model, layer = exact.model_of()
+    model.predict(exact.DATA, verbose=0)
+    with pytest.raises(ValueError, match="several processes of PyTorch"):
+        exact.fit(model, 2)
+
+
+@pytest.mark.backends("jax")
+def test_a_table_in_shards():
+    mesh = keras.distribution.DeviceMesh((1, 1), ("batch", "model"))
+    keras.distribution.set_distribution(
+        keras.distribution.ModelParallel(
+            layout_map=keras.distribution.LayoutMap(mesh),
+            batch_dim_name="batch",
+        )
+    )
+    try:
+        with pytest.raises(ValueError, match="cannot be sharded"):
+            inbatch_neg.SparseEmbedding(3, 2).build()
+    finally:
+        keras.distribution.set_distribution(None)
 
 
 @pytest.mark.parametrize(
