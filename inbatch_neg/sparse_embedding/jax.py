@@ -17,20 +17,24 @@ class Overwritten(keras.Variable):
     """Takes over its gradient if the step has one.
 
     JAX gives zeros to a weight that the loss does not depend on.
+
+    Attributes:
+        has_gradient: Whether a gradient has been traced for the next step.
     """
 
     has_gradient = False
 
+    def raw_value(self) -> Any:
+        """Returns the value itself."""
+        return keras.Variable.value.fget(self)
+
     def assign(self, value: Any) -> Any:
         """Assigns a value, unless it stands for no gradient."""
         if keras_private.calling_optimizer() is not None:
-            if isinstance(value, jax.core.Tracer):
-                missing = not self.has_gradient
-            else:  # maybe of a compiled function, which sets no attribute
-                missing = not bool(jnp.any(value))
+            if not self.has_gradient:
+                # Of no lookup, or of a function that was compiled before.
+                value = jnp.where(jnp.any(value), value, self.raw_value())
             self.has_gradient = False
-            if missing:
-                return value
         return super().assign(value)
 
 
@@ -51,10 +55,6 @@ class Table(Overwritten, table.Table):
         """The table, which has no gradient in a step."""
         value = self.raw_value()
         return _refuse(value) if isinstance(value, jax.core.Tracer) else value
-
-    def raw_value(self) -> Any:
-        """Returns the table itself."""
-        return keras.Variable.value.fget(self)
 
     def differentiated(self, value: Any) -> list[Any]:
         """Returns the lookups whose gradients are summed for a value."""

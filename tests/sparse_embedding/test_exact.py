@@ -102,3 +102,33 @@ def test_equals_the_loops(way, epsilon):
     steps = 100 if way == "fit" else 5
     fit(model, steps, **WAYS[way])
     assert_as_expected(layer, before, steps, epsilon)
+
+
+@pytest.mark.backends("jax")
+def test_a_gradient_that_was_compiled_before():
+    import jax
+
+    model, layer = model_of(epsilon=0.1)
+    before = state(layer)["embeddings"]
+    optimizer = keras.optimizers.SGD(0.0)
+    optimizer.build(model.trainable_variables)
+    trainable = [v.value for v in model.trainable_variables]
+    others = [v.value for v in optimizer.variables]
+
+    def loss(trainable, rows):
+        inputs = {k: v[rows] for k, v in DATA.items()}
+        output, _ = model.stateless_call(trainable, [], inputs)
+        return ((output - TARGET[rows]) ** 2).mean()
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    for rows in (slice(0, BATCH), slice(BATCH, 2 * BATCH)):
+        gradient(trainable, rows)
+    for step in range(2):
+        rows = slice(step * BATCH, step * BATCH + BATCH)
+        # Compiled anew, as with another shape.
+        trainable, others = jax.jit(lambda *x: optimizer.stateless_apply(*x))(
+            others, gradient(trainable, rows), trainable
+        )
+    for variable, value in zip(model.trainable_variables, trainable):
+        variable.assign(value)
+    assert_as_expected(layer, before, 2, 0.1)
