@@ -140,6 +140,31 @@ def shared_object(identity: int | None, make: Callable[[], Any]) -> Any:
     return found
 
 
+def variable_config(value: Any) -> Any:
+    """Returns a form of a scalar variable for a config; others unchanged."""
+    if not isinstance(value, keras.Variable):
+        return value
+    return {
+        # The weights file holds the value too, and takes precedence.
+        "initializer": float(keras.ops.convert_to_numpy(value)),
+        "trainable": value.trainable,
+        "dtype": value.dtype,
+        "name": value.name,
+        # Other layers may have the same one.
+        "shared_object_id": id(value),
+    }
+
+
+def variable_from_config(config: Any) -> Any:
+    """Returns what `variable_config` was given, as a new variable."""
+    if not isinstance(config, dict):
+        return config
+    options = dict(config)
+    # Versions before 0.2.1 did not save it.
+    identity = options.pop("shared_object_id", None)
+    return shared_object(identity, lambda: keras.Variable(**options))
+
+
 class CallArguments:
     """The arguments of a layer's `call` that follow the first one.
 

@@ -12,7 +12,6 @@ from inbatch_neg import arguments, keras_private
 from inbatch_neg.backends import backend
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.sparse_embedding import table
-from inbatch_neg.types import Size
 
 
 @keras.saving.register_keras_serializable(
@@ -97,11 +96,6 @@ class SparseEmbedding(keras.layers.Layer):
         self.input_dim = arguments.check_integer(
             "input_dim", input_dim, minimum=1
         )
-        if self.input_dim >= 2**31:
-            raise ValueError(
-                "`input_dim` must be below 2^31. Received: "
-                f"input_dim={input_dim!r}"
-            )
         self.output_dim = arguments.check_integer(
             "output_dim", output_dim, minimum=1
         )
@@ -110,9 +104,13 @@ class SparseEmbedding(keras.layers.Layer):
         )
         self.mask_zero = arguments.check_flag("mask_zero", mask_zero)
         self.supports_masking = mask_zero
+        if isinstance(learning_rate, keras.Variable):
+            arguments.check_rank("learning_rate", learning_rate, 0, "()")
+        else:
+            arguments.check_positive_number("learning_rate", learning_rate)
         self._adagrad = table.RowwiseAdagrad(
             self.input_dim,
-            table.check_rate(learning_rate),
+            learning_rate,
             arguments.check_positive_number(
                 "initial_accumulator", initial_accumulator
             ),
@@ -147,11 +145,6 @@ class SparseEmbedding(keras.layers.Layer):
     @property
     def embeddings(self) -> keras.Variable:
         """The table, (input_dim, output_dim)."""
-        if not self.built:
-            raise AttributeError(
-                "`embeddings` exists once the layer is built. Fix: call "
-                "`layer.build()`."
-            )
         return self._embeddings
 
     @property
@@ -183,13 +176,11 @@ class SparseEmbedding(keras.layers.Layer):
                 _check_ids(ids)
         leaves = [ops.convert_to_tensor(ids) for ids in leaves]
         if in_symbolic_call:
-            return tree.pack_sequence_as(
-                inputs,
-                [
-                    ops.zeros((*ids.shape, self.output_dim), self.compute_dtype)
-                    for ids in leaves
-                ],
-            )
+            results = [
+                ops.zeros((*ids.shape, self.output_dim), self.compute_dtype)
+                for ids in leaves
+            ]
+            return tree.pack_sequence_as(inputs, results)
         # All in one lookup, since JAX cannot add up two.
         dtype = keras.backend.result_type(*(ids.dtype for ids in leaves))
         flat = [ops.reshape(ops.cast(ids, dtype), (-1,)) for ids in leaves]
@@ -203,7 +194,7 @@ class SparseEmbedding(keras.layers.Layer):
         results, start = [], 0
         for ids in leaves:
             shape = ops.shape(ids)
-            end = start + _product(shape)
+            end = start + math.prod(shape)
             own = vectors if len(leaves) == 1 else vectors[start:end]
             results.append(ops.reshape(own, (*shape, self.output_dim)))
             start = end
@@ -229,14 +220,6 @@ class SparseEmbedding(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
-        rate = self.learning_rate
-        if isinstance(rate, keras.Variable):
-            rate = {
-                "initializer": float(ops.convert_to_numpy(rate)),
-                "name": rate.name,
-                # Several layers may have the same one.
-                "shared_object_id": id(rate),
-            }
         return {
             **super().get_config(),
             "input_dim": self.input_dim,
@@ -244,7 +227,7 @@ class SparseEmbedding(keras.layers.Layer):
             "embeddings_initializer": keras.initializers.serialize(
                 self.embeddings_initializer
             ),
-            "learning_rate": rate,
+            "learning_rate": keras_private.variable_config(self.learning_rate),
             "initial_accumulator": self._adagrad.initial_accumulator,
             "epsilon": self._adagrad.epsilon,
             "mask_zero": self.mask_zero,
@@ -253,18 +236,8 @@ class SparseEmbedding(keras.layers.Layer):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SparseEmbedding:
         """Returns the layer, with a new learning rate variable."""
-        rate = config["learning_rate"]
-        if isinstance(rate, dict):
-            rate = dict(rate)
-            identity = rate.pop("shared_object_id")
-            rate = keras_private.shared_object(
-                identity, lambda: keras.Variable(trainable=False, **rate)
-            )
+        rate = keras_private.variable_from_config(config["learning_rate"])
         return cls(**{**config, "learning_rate": rate})
-
-
-def _product(shape: tuple[Size, ...]) -> Size:
-    return math.prod(shape)
 
 
 def _check_ids(ids: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, keras_private
+from inbatch_neg import keras_private
 from inbatch_neg.backends import backend
 from inbatch_neg.types import Tensor
 
@@ -159,18 +159,3 @@ def _refuse_options(optimizer: Any, table: keras.Variable) -> None:
             "replaces a `SparseEmbedding`. Fix: update Keras, or train in "
             f"float32 or bfloat16. Received: keras {keras.__version__}"
         )
-
-
-def check_rate(value: Any) -> float | keras.Variable:
-    """Returns a learning rate: a number above 0, or a scalar variable."""
-    if not isinstance(value, keras.Variable):
-        return arguments.check_positive_number("learning_rate", value)
-    dtype = keras.backend.standardize_dtype(value.dtype)
-    if tuple(value.shape) != () or "float" not in dtype or value.trainable:
-        raise ValueError(
-            "`learning_rate` must be a number, or a scalar float variable "
-            "that does not train: `keras.Variable(0.05, trainable=False)`. "
-            f"Received: shape={tuple(value.shape)}, dtype={dtype}, "
-            f"trainable={value.trainable}"
-        )
-    return value
