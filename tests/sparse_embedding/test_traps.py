@@ -41,7 +41,6 @@ SGD = keras.optimizers.SGD
         ),
         ("weight_decay", lambda: keras.optimizers.AdamW()),
     ],
-    ids=str,
 )
 def test_options_that_do_not_reach_the_table(name, optimizer):
     model, _ = exact.model_of()
