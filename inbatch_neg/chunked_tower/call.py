@@ -1,7 +1,5 @@
 """A tower as a pure function of rows, weights and state."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias

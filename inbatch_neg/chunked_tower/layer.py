@@ -1,7 +1,5 @@
 """A tower that processes its rows in chunks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -195,7 +193,7 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None
-    ) -> ChunkedTower:
+    ) -> "ChunkedTower":
         """Returns the layer, with a new tower.
 
         Layers that share a tower still do after `load_model` and

@@ -1,7 +1,5 @@
 """An embedding table that trains the rows of the batch alone."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -236,7 +234,7 @@ class SparseEmbedding(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> SparseEmbedding:
+    def from_config(cls, config: dict[str, Any]) -> "SparseEmbedding":
         """Returns the layer, with a new learning rate variable."""
         rate = keras_private.variable_from_config(config["learning_rate"])
         return cls(**{**config, "learning_rate": rate})
