@@ -201,8 +201,7 @@ class Backend:
 
         Args:
             function: Returns its value, and a function from the upstream
-                gradient to the gradients of its arguments. It must not raise:
-                on PyTorch, Keras swallows the exception and returns NaN.
+                gradient to the gradients of its arguments.
         """
 
         def with_gradient(*args: Tensor) -> tuple[Tensor, Callable]:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from keras import ops
@@ -98,6 +99,15 @@ class TorchBackend(Backend):
             scores, labels, reduction="none"
         )
         return losses + 0.0  # which turns -0 into 0
+
+    def custom_gradient(self, function: Callable) -> Callable[..., Tensor]:
+        """Needs no Keras, whose function `torch.func` cannot differentiate."""
+
+        def call(*args: Tensor) -> Tensor:
+            value: Tensor = _CustomGradient.apply(_Gradient(function), *args)
+            return value
+
+        return call
 
     def is_on_gpu(self, tensor: Tensor) -> bool:
         """Asks the tensor."""
@@ -195,6 +205,33 @@ def _suits_onednn(*matrices: Tensor) -> bool:
 def _has_separate_rows(matrix: Tensor) -> bool:
     stride, step = matrix.stride()
     return step == 1 and stride >= matrix.shape[1]
+
+
+class _Gradient:
+    """A function, and after its call the function of its gradient."""
+
+    def __init__(self, function: Callable) -> None:
+        self.function = function
+        self.gradient: Callable | None = None
+
+
+class _CustomGradient(torch.autograd.Function):
+    """Calls a function that returns its value and its gradient."""
+
+    @staticmethod
+    def forward(rule: _Gradient, *args: Tensor) -> Tensor:
+        value, rule.gradient = rule.function(*args)
+        return value
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.rule, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # PyTorch refuses those changed since then
+        return None, *ctx.rule.gradient(upstream)
 
 
 @functools.cache

@@ -123,6 +123,44 @@ def test_traced_by_torch_jit():
         torch.testing.assert_close(traced(query, candidate), expected)
 
 
+@pytest.mark.parametrize("form", ["exact", "rotation", "vectors"])
+def test_torch_func_grad_beyond_the_dense_size(form, chunked):
+    import torch
+
+    torch.manual_seed(0)
+    rows = 11
+    query = torch.randn(*((rows, 2) if form == "vectors" else (rows,)), 4)
+    candidate = torch.randn(rows, 4)
+
+    def loss(query, candidate):
+        if form == "rotation":
+            return (
+                inbatch_neg.ops.rotation_logits(query, candidate, [1, 3])
+                .logsumexp(1)
+                .sum()
+            )
+        return inbatch_neg.ops.in_batch_softmax_loss(query, candidate).sum()
+
+    leaves = [x.clone().requires_grad_() for x in (query, candidate)]
+    expected = torch.autograd.grad(loss(*leaves), leaves)
+    found = torch.func.grad(loss, argnums=(0, 1))(query, candidate)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(RuntimeError, match="vmap support"):
+        torch.func.vmap(loss)(query[None], candidate[None])
+
+
+def test_a_change_before_the_gradient_is_an_error(chunked):
+    import torch
+
+    query = torch.randn(11, 4, requires_grad=True)
+    candidate = torch.randn(11, 4)
+    loss = inbatch_neg.ops.in_batch_softmax_loss(query, candidate).sum()
+    candidate.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace"):
+        loss.backward()
+
+
 def test_forward_derivative_of_a_small_batch():
     import torch
 
