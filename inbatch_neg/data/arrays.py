@@ -44,12 +44,12 @@ class Rows:
         )
 
 
-def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
+def permutation(rows: Rows, seed: int, epoch: int) -> np.ndarray:
     """Returns the order of the rows in an epoch, equal on every backend."""
     # 32 bits, where they suffice, halve the memory traffic.
-    dtype = "int32" if rows < 2**31 else "int64"
-    places: np.ndarray = np.arange(rows, dtype=dtype)
-    np.random.default_rng((seed, epoch)).shuffle(places)
+    dtype = "int32" if rows.rows < 2**31 else "int64"
+    places: np.ndarray = np.arange(rows.rows, dtype=dtype)
+    rows.options.rng(seed, epoch).shuffle(places)
     return places
 
 
@@ -58,7 +58,7 @@ def places_of_batches(rows: Rows, seed: int, epoch: int) -> np.ndarray:
 
     The last, partial batch is padded with its last row, or left out.
     """
-    places = permutation(rows.rows, seed, epoch)
+    places = permutation(rows, seed, epoch)
     size = rows.options.num_batches(rows.rows) * rows.options.batch_size
     if size > rows.rows:
         places = np.pad(places, (0, size - rows.rows), mode="edge")

@@ -26,6 +26,7 @@ def full_batches(
     batched: bool = False,
     columns: list[str] | tuple[str, ...] | None = None,
     remainder: str = "drop",
+    first_epoch: int | Callable[[], int] = 0,
 ) -> Any:
     """Returns a dataset for `fit` in which every batch has `batch_size` rows.
 
@@ -60,6 +61,10 @@ def full_batches(
             `x` is a dict, it gets the column `"candidate_mask"`, False for
             copies. If `x` is a tuple of inputs, the mask is appended to it; if
             it is one array, `x` becomes `(x, mask)`.
+        first_epoch: Number of the epoch whose order comes first, with `seed`,
+            for training that goes on: an integer, or a function that is called
+            when the first epoch begins, after Keras has restored the model. It
+            sets the order that is made here, not one that `data` makes itself.
 
     Returns:
         On TensorFlow, and for a `tf.data.Dataset` on any backend, a
@@ -83,13 +88,15 @@ def full_batches(
     (3, True)
     """
     chosen = options.checked(
-        batch_size, shuffle, seed, batched, columns, remainder
+        batch_size, shuffle, seed, batched, columns, remainder, first_epoch
     )
     if is_instance(data, "tensorflow", "data.Dataset"):
         from inbatch_neg.data import tensorflow
 
         return tensorflow.from_dataset(data, chosen, batched)
     if batched:
+        if is_instance(data, "torch.utils.data", "DataLoader"):
+            chosen.refuse_first_epoch("a DataLoader", "Pass its dataset.")
         return _from_batches(data, chosen)
     if _is_torch(data):
         return _from_torch(data, chosen)

@@ -119,6 +119,9 @@ def from_iterable(data: Any, options: Options) -> Stream:
 
 def from_iterator(data: Iterator[Any], options: Options) -> Stream:
     """Returns the stream of an iterator, which can be read once."""
+    options.refuse_first_epoch(
+        "an iterator, which is read once", "Pass the generator function."
+    )
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del rng

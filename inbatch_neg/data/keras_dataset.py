@@ -96,6 +96,9 @@ class ArrayBatches(OneReader):
         if self._served >= len(self):
             self._epoch += 1
             self._served = 0
+        elif not self._epoch:  # Keras has only looked at the data
+            self._options.first_epoch.forget()
+            self._order = None
 
     def _batch(self, index: int, epoch: int) -> Any:
         size = self._options.batch_size
@@ -110,7 +113,7 @@ class ArrayBatches(OneReader):
 
     def _places(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
-            places = permutation(self._rows.rows, self._seed, epoch)
+            places = permutation(self._rows, self._seed, epoch)
             self._order = epoch, places
         return self._order[1]
 
@@ -194,11 +197,14 @@ class StreamBatches(OneReader):
 
     def _begin(self) -> None:
         known = None if self._stream.endless else self._stream.count()
-        if self._iterator and self._looked_at and len(self._served) != known:
+        looked = (
+            self._iterator and self._looked_at and len(self._served) != known
+        )
+        if looked and not self._stream.options.first_epoch.is_function:
             self._iterator = itertools.chain(self._looked_at, self._iterator)
         else:
             self._iterator = None  # frees its buffer, and ends the source
-            epoch = self._stream.next_epoch()
+            epoch = self._stream.next_epoch(again=bool(looked))
             self._iterator = read_to_end(epoch, known) if known else epoch
         self._looked_at = []
         self._served = set()

@@ -18,6 +18,43 @@ _ENDLESS = 2**48
 _logger = logging.getLogger("inbatch_neg")
 
 
+class FirstEpoch:
+    """The number of the first epoch, whose order comes first.
+
+    Args:
+        given: An integer, or a function that returns it.
+
+    Raises:
+        TypeError: if it is neither.
+        ValueError: if it is below 0.
+    """
+
+    def __init__(self, given: Any) -> None:
+        self.is_function = callable(given)
+        self._ask = given if self.is_function else lambda: given
+        self._found: int | None = None
+        if not self.is_function:
+            self.value()
+
+    def value(self) -> int:
+        """Returns the number; a function is called only once."""
+        if self._found is None:
+            self._found = arguments.check_integer(
+                "first_epoch",
+                self._ask(),
+                minimum=0,
+                otherwise=" or a function that returns one",
+            )
+        return self._found
+
+    def forget(self) -> None:
+        """Lets a function be called again.
+
+        Keras looks at the data before its callbacks restore a model.
+        """
+        self._found = None
+
+
 class Options(NamedTuple):
     """The arguments of `full_batches`, checked."""
 
@@ -26,6 +63,19 @@ class Options(NamedTuple):
     seed: int | None
     columns: tuple[str, ...] | None
     pad: bool
+    first_epoch: FirstEpoch
+
+    def rng(self, seed: int, epoch: int) -> np.random.Generator:
+        """Returns what draws the order of an epoch; 0 is the first one read."""
+        return np.random.default_rng((seed, self.first_epoch.value() + epoch))
+
+    def refuse_first_epoch(self, what: str, remedy: str) -> None:
+        """Refuses `first_epoch` for data whose order is not made here."""
+        if self.first_epoch.is_function or self.first_epoch.value():
+            raise ValueError(
+                f"`first_epoch` does not apply to {what}. {remedy} Received: "
+                "a `first_epoch` other than 0"
+            )
 
     def num_batches(self, rows: int) -> int:
         """The number of batches in an epoch of this many rows."""
@@ -112,6 +162,7 @@ def checked(
     batched: Any,
     columns: Any,
     remainder: Any,
+    first_epoch: Any,
 ) -> Options:
     """Returns the arguments of `full_batches`, or raises.
 
@@ -122,6 +173,7 @@ def checked(
         batched: A bool.
         columns: A list or tuple of names, or None.
         remainder: "drop" or "pad".
+        first_epoch: An integer of 0 or more, or a function that returns one.
 
     Raises:
         TypeError: for an argument of another type.
@@ -143,6 +195,7 @@ def checked(
         _names(columns),
         arguments.check_choice("remainder", remainder, ("drop", "pad"))
         == "pad",
+        FirstEpoch(first_epoch),
     )
 
 

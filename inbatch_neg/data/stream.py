@@ -55,7 +55,8 @@ class Stream:
     def __post_init__(self) -> None:
         shuffle = self.options.shuffle
         self._seed = self.options.order_seed() if shuffle else None
-        self._epochs = itertools.count()
+        self._epoch = -1
+        self._ended = False  # whether an epoch was read to its end
         self._logged = False
         if self.rows is not None:
             self._check(self.rows)
@@ -66,9 +67,14 @@ class Stream:
             None if self.rows is None else self.options.num_batches(self.rows)
         )
 
-    def next_epoch(self) -> Iterator[Any]:
-        """Returns the batches of the epoch after the last one returned here."""
-        return self.epoch(next(self._epochs))
+    def next_epoch(self, again: bool = False) -> Iterator[Any]:
+        """Returns the batches of the epoch after the last one returned here.
+
+        Args:
+            again: Whether to return those of the last one again.
+        """
+        self._epoch += not again
+        return self.epoch(self._epoch)
 
     def epoch(self, number: int) -> Iterator[Any]:
         """Yields the full batches of an epoch.
@@ -83,8 +89,10 @@ class Stream:
 
     def _batches(self, number: int) -> Iterator[Any]:
         rng = None
+        if not self._ended:  # what was read before was only a look
+            self.options.first_epoch.forget()
         if self._seed is not None:
-            rng = np.random.default_rng((self._seed, number))
+            rng = self.options.rng(self._seed, number)
         chunks = self._chunks(number, rng)
         if rng is not None and not self.random_access:
             chunks = _shuffled(chunks, rng)
@@ -96,6 +104,7 @@ class Stream:
                 if options.pad:
                     batch = padded(batch, size, options.batch_size)
                 yield batch
+        self._ended = True
         self._check(rows)
 
     def _check(self, rows: int) -> None:

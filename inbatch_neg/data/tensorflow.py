@@ -93,6 +93,9 @@ def _from_stream(stream: Stream) -> tf.data.Dataset:
     first = next(opened)
     # Some data can be read only once, so the first epoch continues here.
     waiting = [itertools.chain([first], opened)]
+    if stream.options.first_epoch.is_function:  # which fit's callbacks may set
+        opened.close()
+        waiting = [stream.next_epoch(again=True)]
 
     def batches() -> Iterator[Any]:
         following = waiting.pop if waiting else stream.next_epoch
@@ -133,6 +136,9 @@ def from_dataset(
         ValueError: if there are fewer rows than a batch. If the size is
             unknown, one batch is read to see it.
     """
+    options.refuse_first_epoch(
+        "a tf.data.Dataset", "Pass its rows as arrays or as parquet files."
+    )
     if options.columns is not None:
         as_element = _as_element(dataset.element_spec)
         dataset = dataset.map(

@@ -55,6 +55,7 @@ def from_loader(loader: torch_data.DataLoader, options: Options) -> Stream:
         ValueError: if its batches have another size, or the last is partial.
     """
     _check_loader(loader, options)
+    options.refuse_first_epoch("a DataLoader", "Pass its dataset.")
     rows = None
     if not isinstance(loader.dataset, torch_data.IterableDataset):
         rows = _length(loader.sampler, "The sampler of `data`")
@@ -110,8 +111,9 @@ class _Batches(torch_data.IterableDataset):
         self._stream = stream
 
     def __iter__(self) -> Iterator[Any]:
+        # A generator: Keras makes iterators of which it reads nothing.
         known = self._stream.num_batches() or 1
-        return read_to_end(self._stream.next_epoch(), known)
+        yield from read_to_end(self._stream.next_epoch(), known)
 
 
 class _Counted(_Batches):
