@@ -54,12 +54,14 @@ def permutation(rows: Rows, seed: int, epoch: int) -> np.ndarray:
 
 
 def places_of_batches(rows: Rows, seed: int, epoch: int) -> np.ndarray:
-    """Returns the row indices of an epoch, (batches, batch_size).
+    """Returns the row indices of this process's epoch, (batches, batch_size).
 
     The last, partial batch is padded with its last row, or left out.
     """
     places = permutation(rows, seed, epoch)
-    size = rows.options.num_batches(rows.rows) * rows.options.batch_size
+    options = rows.options
+    size = options.num_batches(rows.rows) * options.global_size
     if size > rows.rows:
         places = np.pad(places, (0, size - rows.rows), mode="edge")
-    return places[:size].reshape(-1, rows.options.batch_size)
+    places = places[:size].reshape(-1, options.processes, options.batch_size)
+    return places[:, options.process]

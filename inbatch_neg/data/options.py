@@ -1,6 +1,8 @@
 """The arguments of `full_batches`, checked, and the rules for the rows."""
 
+import functools
 import logging
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +10,7 @@ import numpy as np
 
 from inbatch_neg import arguments, keras_private
 from inbatch_neg.data import nests
+from inbatch_neg.replicas.current import replicas
 
 # Rows in the shuffle buffer of data that is read in order.
 SHUFFLE_BUFFER = 2**17
@@ -31,7 +34,7 @@ class FirstEpoch:
 
     def __init__(self, given: Any) -> None:
         self.is_function = callable(given)
-        self._ask = given if self.is_function else lambda: given
+        self._given = given
         self._found: int | None = None
         if not self.is_function:
             self.value()
@@ -41,7 +44,7 @@ class FirstEpoch:
         if self._found is None:
             self._found = arguments.check_integer(
                 "first_epoch",
-                self._ask(),
+                self._given() if self.is_function else self._given,
                 minimum=0,
                 otherwise=" or a function that returns one",
             )
@@ -64,6 +67,18 @@ class Options(NamedTuple):
     columns: tuple[str, ...] | None
     pad: bool
     first_epoch: FirstEpoch
+    process: int = 0  # the index of this process
+    processes: int = 1  # that share the rows
+
+    @property
+    def global_size(self) -> int:
+        """The rows of one batch of every process."""
+        return self.batch_size * self.processes
+
+    @property
+    def offset(self) -> int:
+        """The place of this process's rows in a global batch."""
+        return self.batch_size * self.process
 
     def rng(self, seed: int, epoch: int) -> np.random.Generator:
         """Returns what draws the order of an epoch; 0 is the first one read."""
@@ -78,8 +93,8 @@ class Options(NamedTuple):
             )
 
     def num_batches(self, rows: int) -> int:
-        """The number of batches in an epoch of this many rows."""
-        return (rows + (self.batch_size - 1) * self.pad) // self.batch_size
+        """The number of batches in an epoch of this many rows, globally."""
+        return (rows + (self.global_size - 1) * self.pad) // self.global_size
 
     def order_seed(self) -> int:
         """Returns the seed, or one drawn from NumPy's global generator.
@@ -92,7 +107,11 @@ class Options(NamedTuple):
 
     @keras_private.restore_model_state
     def check_rows(
-        self, rows: int, hint: Callable[[], str] = str, log: bool = True
+        self,
+        rows: int,
+        hint: Callable[[], str] = str,
+        log: bool = True,
+        left_over: int = 0,
     ) -> None:
         """Refuses data that fills no batch, and logs how much is left out.
 
@@ -100,18 +119,19 @@ class Options(NamedTuple):
             rows: The number of rows.
             hint: Returns text to append to the error, such as a `batch_hint`.
             log: Whether to log.
+            left_over: The number of rows besides, which no process reads.
         """
-        if rows < (1 if self.pad else self.batch_size):
+        if rows < (1 if self.pad else self.global_size):
             raise ValueError(
                 f"{self._too_few()} Received: {rows} rows.{hint()}"
             )
         if log:
-            self.log_left_out(rows)
+            self.log_left_out(rows, left_over)
 
-    def log_left_out(self, rows: int) -> None:
+    def log_left_out(self, rows: int, left_over: int = 0) -> None:
         """Logs how many rows an epoch leaves out, if any."""
-        left_out = rows % self.batch_size
-        if self.pad or not left_out or rows >= _ENDLESS:
+        left_out = rows % self.global_size + left_over
+        if self.pad or not left_out or rows >= _ENDLESS or self.process:
             return
         level, what = (
             logging.INFO,
@@ -120,12 +140,23 @@ class Options(NamedTuple):
         if not self.shuffle:
             level = logging.WARNING
             what = "the last %d of %d rows in every epoch. Shuffle to see them"
-        _logger.log(level, f"full_batches leaves out {what}.", left_out, rows)
+        _logger.log(
+            level,
+            f"full_batches leaves out {what}.",
+            left_out,
+            rows + left_over,
+        )
 
     def _too_few(self) -> str:
         """The error message for data that does not fill one batch."""
         if self.pad:
             return "`data` must have rows, otherwise an epoch is empty."
+        if self.processes > 1:
+            return (
+                "`data` must have at least `batch_size` rows for each process "
+                f"of `shard`, {self.batch_size} x {self.processes}, otherwise "
+                "an epoch is empty. Choose a smaller `batch_size`."
+            )
         return (
             f"`data` must have at least `batch_size` rows, {self.batch_size}, "
             "otherwise an epoch is empty. Choose a smaller one, or "
@@ -162,6 +193,7 @@ def checked(
     batched: Any,
     columns: Any,
     remainder: Any,
+    shard: Any,
     first_epoch: Any,
 ) -> Options:
     """Returns the arguments of `full_batches`, or raises.
@@ -173,6 +205,7 @@ def checked(
         batched: A bool.
         columns: A list or tuple of names, or None.
         remainder: "drop" or "pad".
+        shard: A pair (index, count), "auto" or None.
         first_epoch: An integer of 0 or more, or a function that returns one.
 
     Raises:
@@ -188,6 +221,12 @@ def checked(
                 f"`seed` must be below 2**63. Received: seed={seed}"
             )
     arguments.check_flag("batched", batched)
+    if shard is not None and shuffle is True and seed is None:
+        raise ValueError(
+            "`shard` with `shuffle=True` needs a `seed`, the same in every "
+            f"process, so that no row comes twice. Received: shard={shard!r}, "
+            "seed=None"
+        )
     return Options(
         arguments.check_integer("batch_size", batch_size, minimum=2),
         arguments.check_flag("shuffle", shuffle),
@@ -196,7 +235,42 @@ def checked(
         arguments.check_choice("remainder", remainder, ("drop", "pad"))
         == "pad",
         FirstEpoch(first_epoch),
+        *_shard(shard),
     )
+
+
+def _shard(shard: Any) -> tuple[int, int]:
+    """Returns the index of this process, and the number of them."""
+    if shard is None:
+        return 0, 1
+    if isinstance(shard, str) and shard == "auto":
+        return replicas.process()
+    received = f"Received: shard={shard!r}"
+    rule = (
+        '`shard` must be None, "auto" or a pair (index, count) of integers, '
+        "with 0 <= index < count."
+    )
+    if isinstance(shard, str):
+        raise ValueError(f"{rule} {received}")
+    try:
+        index, count = map(operator.index, shard)
+    except (TypeError, ValueError):
+        raise TypeError(f"{rule} {received}") from None
+    if not 0 <= index < count:
+        raise ValueError(f"{rule} {received}")
+    return index, count
+
+
+@functools.cache  # once per process
+def warn_of_same_rows() -> None:
+    """Warns if several processes train, so that all get the same rows."""
+    count = replicas.process()[1]
+    if count > 1:
+        _logger.warning(
+            "full_batches gives all rows to each of the %d processes of this "
+            'job. For training, pass `shard="auto"`: each gets its part.',
+            count,
+        )
 
 
 def _names(columns: Sequence[str] | None) -> tuple[str, ...] | None:

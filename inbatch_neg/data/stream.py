@@ -39,6 +39,9 @@ class Stream:
         random_access: Whether the source itself yields its rows in random
             order, so that no buffer is needed.
         hint: Returns what to say of the source if it has too few rows.
+        dealt: Whether the source yields the rows of this process alone. If
+            not, all rows are read, and every global batch is cut.
+        left_over: The number of rows that the source deals to no process.
 
     Raises:
         ValueError: if it is known to have fewer rows than a batch.
@@ -51,6 +54,8 @@ class Stream:
     once: bool = False
     random_access: bool = False
     hint: Callable[[], str] = str
+    dealt: bool = False
+    left_over: int = 0
 
     def __post_init__(self) -> None:
         shuffle = self.options.shuffle
@@ -98,17 +103,25 @@ class Stream:
             chunks = _shuffled(chunks, rng)
         options = self.options
         rows = 0
-        for batch, size in _regrouped(chunks, options.batch_size):
+        whole = options.batch_size if self.dealt else options.global_size
+        for batch, size in _regrouped(chunks, whole):
             rows += size
-            if size == options.batch_size or options.pad:
+            if size == whole or options.pad:
                 if options.pad:
-                    batch = padded(batch, size, options.batch_size)
+                    batch = padded(batch, size, whole)
+                if whole > options.batch_size:
+                    start = options.offset
+                    batch = _copied(batch, start, start + options.batch_size)
                 yield batch
+        if self.dealt:
+            rows *= options.processes
         self._ended = True
         self._check(rows)
 
     def _check(self, rows: int) -> None:
-        self.options.check_rows(rows, self.hint, log=not self._logged)
+        self.options.check_rows(
+            rows, self.hint, not self._logged, self.left_over
+        )
         self._logged = True
 
     def count(self) -> int:

@@ -55,7 +55,6 @@ def from_loader(loader: torch_data.DataLoader, options: Options) -> Stream:
         ValueError: if its batches have another size, or the last is partial.
     """
     _check_loader(loader, options)
-    options.refuse_first_epoch("a DataLoader", "Pass its dataset.")
     rows = None
     if not isinstance(loader.dataset, torch_data.IterableDataset):
         rows = _length(loader.sampler, "The sampler of `data`")
@@ -75,6 +74,30 @@ def from_loader(loader: torch_data.DataLoader, options: Options) -> Stream:
         )
 
     return Stream(open_epoch, options, rows, hint=hint)
+
+
+def refuse_order(options: Options) -> None:
+    """Refuses what the sampler of a loader decides."""
+    options.refuse_first_epoch("a DataLoader", "Pass its dataset.")
+    if options.processes > 1:
+        raise ValueError(
+            "`shard` does not apply to a DataLoader: build it with "
+            "`sampler=torch.utils.data.DistributedSampler(dataset, "
+            "drop_last=True)`, or pass its dataset. Received: shard="
+            f"{(options.process, options.processes)}"
+        )
+
+
+def has_sampler(loader: torch_data.DataLoader) -> bool:
+    """Returns whether the loader has a sampler that the user chose."""
+    plain = (
+        torch_data.RandomSampler,
+        torch_data.SequentialSampler,
+        torch_data.BatchSampler,
+        type(None),
+    )
+    parts = (loader.sampler, loader.batch_sampler)
+    return not all(type(part) in plain for part in parts)
 
 
 def is_full(loader: torch_data.DataLoader, options: Options) -> bool:

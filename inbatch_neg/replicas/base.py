@@ -80,6 +80,10 @@ class Replicas:
         collectives = self.collectives()
         return 1 if collectives is None else collectives.count
 
+    def process(self) -> tuple[int, int]:
+        """Returns the index of this process, and how many train together."""
+        return 0, 1
+
     def devices(self) -> int:
         """Returns how many devices must divide the rows given to a model."""
         return 1

@@ -24,10 +24,13 @@ class TorchReplicas(Replicas):
 
     def collectives(self) -> Collectives | None:
         """Returns those of the default process group, if it is set up."""
+        return _ProcessGroupCollectives() if self.process()[1] > 1 else None
+
+    def process(self) -> tuple[int, int]:
+        """Returns the place in the default process group, if it is set up."""
         if distributed.is_available() and distributed.is_initialized():
-            if distributed.get_world_size() > 1:
-                return _ProcessGroupCollectives()
-        return None
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
 
 
 class _ProcessGroupCollectives(Collectives):
