@@ -27,9 +27,8 @@ class JaxReplicas(Replicas):
 
         Without a cluster, asking JAX would start its devices.
         """
-        joined = getattr(
-            jax.distributed, "is_initialized", None
-        )  # not in old JAX
+        # An older JAX does not tell.
+        joined = getattr(jax.distributed, "is_initialized", None)
         if joined and joined():
             return jax.process_index(), jax.process_count()
         return 0, 1

@@ -144,8 +144,9 @@ def test_refused():
         refused(TypeError, pair, shard=shard)
     refused(ValueError, "needs a `seed`", shard=(0, 2), shuffle=True)
     refused(ValueError, "11 x 2.*Received: 20", size=11, shard=(0, 2))
+    # TensorFlow's error, where it is read there, has the words of ours.
     refused(
-        ValueError,
+        (ValueError, tf.errors.InvalidArgumentError),
         "PyDataset.*Received: 4 and 3",
         Unequal(),
         2,

@@ -1,7 +1,7 @@
 """Trains with `fit` and `BackupAndRestore` on two devices; may be killed.
 
 Arguments: output file, folder of the backup, what happens: "nothing" or
-"kill" (in the middle of the second epoch).
+"kill" (in the middle of the second epoch). The rows are shuffled.
 """
 
 import os
@@ -21,6 +21,15 @@ from tests.replicas import (
 
 # Random shifts: to go on right, training must know where they were.
 CASE = "rotation"
+
+
+class Epoch(keras.callbacks.Callback):
+    """Knows which epoch `fit` trains."""
+
+    number = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.number = epoch
 
 
 class Kill(keras.callbacks.Callback):
@@ -45,15 +54,21 @@ def main(output, folder, event):
     else:
         strategy = groups.mirrored(2)
         assert strategy.num_replicas_in_sync == 2
-    dataset = tf.data.Dataset.from_tensor_slices(problem.data())
-    dataset = dataset.batch(problem.GLOBAL_ROWS, drop_remainder=True)
+    current = Epoch()
+    dataset = inbatch_neg.full_batches(
+        problem.data(),
+        problem.GLOBAL_ROWS,
+        shuffle=True,
+        seed=1,
+        first_epoch=lambda: current.number,
+    )
     with strategy.scope():
         towers = problem.model(CASE, cross_replica=True)
         towers.compile(
             keras.optimizers.SGD(0.5, momentum=0.9),
             loss=inbatch_neg.InBatchNegativeLoss(),
         )
-    callbacks = [keras.callbacks.BackupAndRestore(folder)]
+    callbacks = [keras.callbacks.BackupAndRestore(folder), current]
     if event == "kill":
         callbacks.append(Kill())
     history = towers.fit(
