@@ -29,6 +29,7 @@ class Rows:
                 f"`data` must have columns. Received: data={data!r}"
             )
         self.rows = nests.number_of_rows(self.arrays, "The arrays in `data`")
+        options.compare(self.rows)
         options.check_rows(self.rows)
 
     def take(self, places: np.ndarray) -> Any:

@@ -53,7 +53,8 @@ class FirstEpoch:
     def forget(self) -> None:
         """Lets a function be called again.
 
-        Keras looks at the data before its callbacks restore a model.
+        Keras looks at the data before its callbacks restore a model. The look
+        of a strategy of TensorFlow at rows in memory is not noticed.
         """
         self._found = None
 
@@ -104,6 +105,33 @@ class Options(NamedTuple):
         if self.seed is not None:
             return self.seed
         return int(np.random.randint(2**31))
+
+    def compare(self, rows: int | None) -> None:
+        """Raises in every process if they got other rows or arguments.
+
+        Else some would train for more steps, and wait for the others.
+
+        Args:
+            rows: The number of rows, or None if it is unknown.
+        """
+        own = self.process, self.processes
+        if self.processes == 1 or replicas.process() != own:
+            return
+        facts = {
+            "rows of `data`, -1 if unknown,": -1 if rows is None else rows,
+            "`batch_size`": self.batch_size,
+            "`shuffle`": self.shuffle,
+            "`seed`, -1 for None,": -1 if self.seed is None else self.seed,
+            '`remainder="pad"`': self.pad,
+        }
+        differing = replicas.differing(list(map(int, facts.values())))
+        if differing is not None:
+            place, received = differing
+            raise ValueError(
+                "`full_batches` with `shard` needs the same rows and arguments "
+                "in every process. Received: "
+                f"{list(facts)[place]} by process: {received}"
+            )
 
     @keras_private.restore_model_state
     def check_rows(

@@ -63,6 +63,7 @@ class Stream:
         self._epoch = -1
         self._ended = False  # whether an epoch was read to its end
         self._logged = False
+        self.options.compare(self.rows)
         if self.rows is not None:
             self._check(self.rows)
 

@@ -149,6 +149,7 @@ def from_dataset(
     rows = dataset.unbatch() if batched else dataset
     size = int(rows.cardinality())
     shapes = [] if batched else _shapes(dataset.element_spec)
+    options.compare(size if size >= 0 else None)
     options.check_rows(
         size if size >= 0 else _count(rows.take(options.global_size)),
         lambda: batch_hint(shapes),

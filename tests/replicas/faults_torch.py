@@ -3,8 +3,8 @@
 Arguments: folder, rank, number of processes, port, what happens:
 "nothing", "unequal" (the last process has two rows less in step 2) or "kill"
 (the last process is killed in step 3). Every step is saved, and training goes
-on from the last one saved, with the rows of the epoch that comes. Ends with 3 after `PartialBatchError`, with 4
-after an error of the engine.
+on from the last one saved, with the rows of the epoch that comes. Ends with 3
+after `PartialBatchError`, with 4 after an error of the engine.
 """
 
 import itertools

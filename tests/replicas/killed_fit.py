@@ -4,7 +4,9 @@ Arguments: output file, folder of the backup, what happens: "nothing" or
 "kill" (in the middle of the second epoch). The rows are shuffled.
 """
 
+import json
 import os
+import pathlib
 import signal
 import sys
 
@@ -55,12 +57,19 @@ def main(output, folder, event):
         strategy = groups.mirrored(2)
         assert strategy.num_replicas_in_sync == 2
     current = Epoch()
+    first_epoch = lambda: current.number  # noqa: E731
+    if keras.backend.backend() == "tensorflow":
+        # Under a strategy, Keras reads a batch before it restores.
+        backup = pathlib.Path(folder, "training_metadata.json")
+        first_epoch = 0
+        if backup.exists():
+            first_epoch = json.loads(backup.read_text())["epoch"]
     dataset = inbatch_neg.full_batches(
         problem.data(),
         problem.GLOBAL_ROWS,
         shuffle=True,
         seed=1,
-        first_epoch=lambda: current.number,
+        first_epoch=first_epoch,
     )
     with strategy.scope():
         towers = problem.model(CASE, cross_replica=True)
