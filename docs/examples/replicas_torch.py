@@ -15,6 +15,7 @@ import torch  # noqa: E402
 from replicas_towers import (  # noqa: E402
     EPOCHS,
     GLOBAL_BATCH,
+    ITEMS,
     Towers,
     pairs,
     report,
@@ -24,15 +25,18 @@ from torch import distributed  # noqa: E402
 import inbatch_neg  # noqa: E402
 
 
-def own_batches(data, epoch, rank, count):
-    """Yields this process' rows of the global batches of an epoch."""
-    rows = len(data["user"])
-    # The same order everywhere, so that no row comes twice in an epoch.
-    order = np.random.default_rng(epoch).permutation(rows)
-    local = GLOBAL_BATCH // count
-    for start in range(0, rows - GLOBAL_BATCH + 1, GLOBAL_BATCH):
-        own = order[start + rank * local : start + (rank + 1) * local]
-        yield {name: torch.as_tensor(x[own]) for name, x in data.items()}
+def evaluate(towers):
+    """Prints the recall on pairs of the same users, which were held out."""
+    held_out = pairs(2_000, seed=1)
+    evaluation = inbatch_neg.RetrievalEvaluation(
+        keras.Sequential([towers.users, towers.unit_length]),
+        keras.Sequential([towers.items, towers.unit_length]),
+        held_out["user"],
+        held_out["item"],
+        np.arange(ITEMS),
+        k=10,
+    )
+    print({name: round(value, 3) for name, value in evaluation().items()})
 
 
 def main():
@@ -46,21 +50,24 @@ def main():
     if rank == 0:
         print(f"{count} processes with {GLOBAL_BATCH // count} rows each")
 
-    data = pairs()
+    # Every process reads its own part of each global batch.
+    batches = inbatch_neg.full_batches(
+        pairs(), GLOBAL_BATCH // count, shuffle=True, seed=0, shard="auto"
+    )
     device = f"cuda:{local_rank}" if on_gpu else "cpu"
     keras.utils.set_random_seed(0)
     with keras.device(device):
         towers = Towers()
         # Keras makes the weights in the first call: every process with all
         # others, since it gathers their candidates too.
-        towers(next(own_batches(data, 0, rank, count)))
+        towers(batches[0])
         # Gives everyone the first process' weights, and averages gradients.
         module = torch.nn.parallel.DistributedDataParallel(towers)
         optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
         mean = inbatch_neg.InBatchNegativeLoss()
         for epoch in range(EPOCHS):
             losses = []
-            for batch in own_batches(data, epoch, rank, count):
+            for batch in batches:
                 loss = mean(None, module(batch, training=True))
                 optimizer.zero_grad()
                 loss.backward()
@@ -70,8 +77,10 @@ def main():
             distributed.all_reduce(loss)
             if rank == 0:
                 print(f"epoch {epoch + 1}: loss {float(loss) / count:.4f}")
-    if rank == 0:
-        report(towers)
+        if rank == 0:  # the towers alone do not communicate
+            report(towers)
+            evaluate(towers)
+    distributed.barrier()
     distributed.destroy_process_group()
 
 

@@ -29,6 +29,7 @@ class Rows:
                 f"`data` must have columns. Received: data={data!r}"
             )
         self.rows = nests.number_of_rows(self.arrays, "The arrays in `data`")
+        options.compare(self.rows)
         options.check_rows(self.rows)
 
     def take(self, places: np.ndarray) -> Any:
@@ -44,22 +45,24 @@ class Rows:
         )
 
 
-def permutation(rows: int, seed: int, epoch: int) -> np.ndarray:
+def permutation(rows: Rows, seed: int, epoch: int) -> np.ndarray:
     """Returns the order of the rows in an epoch, equal on every backend."""
     # 32 bits, where they suffice, halve the memory traffic.
-    dtype = "int32" if rows < 2**31 else "int64"
-    places: np.ndarray = np.arange(rows, dtype=dtype)
-    np.random.default_rng((seed, epoch)).shuffle(places)
+    dtype = "int32" if rows.rows < 2**31 else "int64"
+    places: np.ndarray = np.arange(rows.rows, dtype=dtype)
+    rows.options.rng(seed, epoch).shuffle(places)
     return places
 
 
 def places_of_batches(rows: Rows, seed: int, epoch: int) -> np.ndarray:
-    """Returns the row indices of an epoch, (batches, batch_size).
+    """Returns the row indices of this process's epoch, (batches, batch_size).
 
     The last, partial batch is padded with its last row, or left out.
     """
-    places = permutation(rows.rows, seed, epoch)
-    size = rows.options.num_batches(rows.rows) * rows.options.batch_size
+    places = permutation(rows, seed, epoch)
+    options = rows.options
+    size = options.num_batches(rows.rows) * options.global_size
     if size > rows.rows:
         places = np.pad(places, (0, size - rows.rows), mode="edge")
-    return places[:size].reshape(-1, rows.options.batch_size)
+    places = places[:size].reshape(-1, options.processes, options.batch_size)
+    return places[:, options.process]

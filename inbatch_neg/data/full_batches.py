@@ -26,6 +26,8 @@ def full_batches(
     batched: bool = False,
     columns: list[str] | tuple[str, ...] | None = None,
     remainder: str = "drop",
+    shard: tuple[int, int] | str | None = None,
+    first_epoch: int | Callable[[], int] = 0,
 ) -> Any:
     """Returns a dataset for `fit` in which every batch has `batch_size` rows.
 
@@ -60,6 +62,17 @@ def full_batches(
             `x` is a dict, it gets the column `"candidate_mask"`, False for
             copies. If `x` is a tuple of inputs, the mask is appended to it; if
             it is one array, `x` becomes `(x, mask)`.
+        shard: The part of this process, if several processes train: a pair
+            `(index, count)`, or `"auto"` to ask the library that trains:
+            `torch.distributed`, `jax.distributed`, or `TF_CONFIG`. None gives
+            all rows to every process. `batch_size` is that of one process, so
+            the global batch is `count` times as large. In an epoch, no row
+            comes in two processes, and all have the same number of batches.
+            With `shuffle=True` it needs a `seed`, the same in every process.
+        first_epoch: Number of the epoch whose order comes first, with `seed`,
+            for training that goes on: an integer, or a function that is called
+            when the first epoch begins, after Keras has restored the model. It
+            sets the order that is made here, not one that `data` makes itself.
 
     Returns:
         On TensorFlow, and for a `tf.data.Dataset` on any backend, a
@@ -83,9 +96,18 @@ def full_batches(
     (3, True)
     """
     chosen = options.checked(
-        batch_size, shuffle, seed, batched, columns, remainder
+        batch_size,
+        shuffle,
+        seed,
+        batched,
+        columns,
+        remainder,
+        shard,
+        first_epoch,
     )
-    if is_instance(data, "tensorflow", "data.Dataset"):
+    is_tf_data = is_instance(data, "tensorflow", "data.Dataset")
+    _check_processes(data, chosen, shard is None, is_tf_data)
+    if is_tf_data:
         from inbatch_neg.data import tensorflow
 
         return tensorflow.from_dataset(data, chosen, batched)
@@ -100,6 +122,24 @@ def full_batches(
     ):
         return _from_files(data, chosen)
     return _from_memory(data, chosen)
+
+
+def _check_processes(
+    data: Any, chosen: Options, whole: bool, is_tf_data: bool
+) -> None:
+    """Refuses what a loader's sampler decides; warns if all read all rows.
+
+    A strategy of TensorFlow or JAX deals out a `tf.data.Dataset` itself.
+    """
+    has_sampler = False
+    if is_instance(data, "torch.utils.data", "DataLoader"):
+        from inbatch_neg.data import torch
+
+        torch.refuse_order(chosen)
+        has_sampler = torch.has_sampler(data)
+    dealt_out = uses_tensorflow() or is_tf_data and not uses_torch()
+    if whole and not dealt_out and not has_sampler:
+        options.warn_of_same_rows()
 
 
 def _from_memory(data: Any, chosen: Options) -> Any:

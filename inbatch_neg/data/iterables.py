@@ -2,14 +2,16 @@
 
 import collections
 import itertools
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import Any
 
 import keras
 
+from inbatch_neg.data import nests
 from inbatch_neg.data.options import Options
-from inbatch_neg.data.stream import Stream
+from inbatch_neg.data.stream import Stream, as_chunk
 
 
 def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
@@ -18,6 +20,67 @@ def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
     A shuffled epoch also reads the batches in random order. The dataset hears
     of the begin and the end of every epoch, but not of the counting.
     """
+    if options.processes > 1 and not options.pad:
+        return _dealt(dataset, options)
+    return Stream(
+        _epochs_of(dataset, lambda indices: indices),
+        options,
+        endless=_num_batches(dataset) is None,
+    )
+
+
+def _dealt(dataset: keras.utils.PyDataset, options: Options) -> Stream:
+    """Returns a stream that reads only the batches of this process.
+
+    All processes read as many full batches, so that all have as many rows.
+    """
+    batches = _num_batches(dataset)
+    places = slice(options.process, None, options.processes)
+    if batches is None:
+
+        def endless(indices: Iterable[int]) -> Iterable[int]:
+            return itertools.islice(indices, *places.indices(sys.maxsize))
+
+        return Stream(
+            _epochs_of(dataset, endless), options, endless=True, dealt=True
+        )
+    first, last = (_rows_of(dataset[i], options) for i in (0, batches - 1))
+    full = batches - (last != first)
+    each = full // options.processes
+
+    def part(indices: Iterable[int]) -> Iterable[int]:
+        return [i for i in indices if i < full][places][:each]
+
+    def check(batch: Any) -> Any:
+        rows = _rows_of(batch, options)
+        if rows != first:
+            raise ValueError(
+                "With `shard`, all batches of a PyDataset but the last one "
+                "must have the same number of rows. Pass the rows themselves, "
+                f"or a generator function. Received: {first} and {rows} rows"
+            )
+        return batch
+
+    read = _epochs_of(dataset, part)
+    dealt = each * options.processes
+    return Stream(
+        lambda number, rng: map(check, read(number, rng)),
+        options,
+        dealt * first,
+        dealt=True,
+        left_over=(full - dealt) * first + (last if full < batches else 0),
+    )
+
+
+def _rows_of(batch: Any, options: Options) -> int:
+    return nests.number_of_rows(as_chunk(batch, options.columns), "A batch")
+
+
+def _epochs_of(
+    dataset: keras.utils.PyDataset,
+    choose: Callable[[Iterable[int]], Iterable[int]],
+) -> Callable[[int | None, Any], Iterator[Any]]:
+    """Returns `open_epoch` of the chosen ones of the batches of an epoch."""
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         batches = _num_batches(dataset)
@@ -28,6 +91,7 @@ def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
             indices = range(batches)
         else:
             indices = rng.permutation(batches).tolist()
+        indices = choose(indices)
         if number is None:
             yield from _read(dataset, indices)
             return
@@ -37,7 +101,7 @@ def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
         finally:  # also where `fit` stops early
             dataset.on_epoch_end()
 
-    return Stream(open_epoch, options, endless=_num_batches(dataset) is None)
+    return open_epoch
 
 
 def _num_batches(dataset: keras.utils.PyDataset) -> int | None:
@@ -119,6 +183,9 @@ def from_iterable(data: Any, options: Options) -> Stream:
 
 def from_iterator(data: Iterator[Any], options: Options) -> Stream:
     """Returns the stream of an iterator, which can be read once."""
+    options.refuse_first_epoch(
+        "an iterator, which is read once", "Pass the generator function."
+    )
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
         del rng

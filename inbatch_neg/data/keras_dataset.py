@@ -96,21 +96,27 @@ class ArrayBatches(OneReader):
         if self._served >= len(self):
             self._epoch += 1
             self._served = 0
+        elif not self._epoch:  # Keras has only looked at the data
+            self._options.first_epoch.forget()
+            self._order = None
 
     def _batch(self, index: int, epoch: int) -> Any:
-        size = self._options.batch_size
-        start, end = index * size, min((index + 1) * size, self._rows.rows)
+        size, total = self._options.batch_size, self._rows.rows
+        start = index * self._options.global_size + self._options.offset
+        rows = max(min(size, total - start), 0)
+        start = min(start, total - 1)  # a row to copy, if there is none
+        end = start + max(rows, 1)
         if self._options.shuffle:
             batch = self._rows.take(self._places(epoch)[start:end])
         else:
             batch = self._rows.between(start, end)
         if self._options.pad:
-            batch = padded(batch, end - start, size)
+            batch = padded(batch, rows, size)
         return batch
 
     def _places(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
-            places = permutation(self._rows.rows, self._seed, epoch)
+            places = permutation(self._rows, self._seed, epoch)
             self._order = epoch, places
         return self._order[1]
 
@@ -194,11 +200,14 @@ class StreamBatches(OneReader):
 
     def _begin(self) -> None:
         known = None if self._stream.endless else self._stream.count()
-        if self._iterator and self._looked_at and len(self._served) != known:
-            self._iterator = itertools.chain(self._looked_at, self._iterator)
+        again: list[Any] = []
+        if self._iterator and len(self._served) != known:
+            again = self._looked_at or []
+        if again and not self._stream.options.first_epoch.is_function:
+            self._iterator = itertools.chain(again, self._iterator or ())
         else:
             self._iterator = None  # frees its buffer, and ends the source
-            epoch = self._stream.next_epoch()
+            epoch = self._stream.next_epoch(again=bool(again))
             self._iterator = read_to_end(epoch, known) if known else epoch
         self._looked_at = []
         self._served = set()

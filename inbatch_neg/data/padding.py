@@ -10,9 +10,15 @@ MASK = "candidate_mask"
 
 
 def padded(batch: Any, rows: int, batch_size: int) -> Any:
-    """Returns the padded NumPy batch, with its weights and mask."""
+    """Returns the padded NumPy batch, with its weights and mask.
+
+    Args:
+        batch: Arrays with the rows; with one row to copy if `rows` is 0.
+        rows: The number of rows that count.
+        batch_size: The number of rows of the result.
+    """
     if rows < batch_size:
-        places = np.minimum(np.arange(batch_size), rows - 1)
+        places = np.minimum(np.arange(batch_size), max(rows, 1) - 1)
         batch = map_leaves(lambda leaf, name: leaf[places], batch)
     mask = np.arange(batch_size) < rows
     return marked(batch, mask, mask.astype("float32"), np)

@@ -39,6 +39,9 @@ class Stream:
         random_access: Whether the source itself yields its rows in random
             order, so that no buffer is needed.
         hint: Returns what to say of the source if it has too few rows.
+        dealt: Whether the source yields the rows of this process alone. If
+            not, all rows are read, and every global batch is cut.
+        left_over: The number of rows that the source deals to no process.
 
     Raises:
         ValueError: if it is known to have fewer rows than a batch.
@@ -51,12 +54,16 @@ class Stream:
     once: bool = False
     random_access: bool = False
     hint: Callable[[], str] = str
+    dealt: bool = False
+    left_over: int = 0
 
     def __post_init__(self) -> None:
         shuffle = self.options.shuffle
         self._seed = self.options.order_seed() if shuffle else None
-        self._epochs = itertools.count()
+        self._epoch = -1
+        self._ended = False  # whether an epoch was read to its end
         self._logged = False
+        self.options.compare(self.rows)
         if self.rows is not None:
             self._check(self.rows)
 
@@ -66,9 +73,14 @@ class Stream:
             None if self.rows is None else self.options.num_batches(self.rows)
         )
 
-    def next_epoch(self) -> Iterator[Any]:
-        """Returns the batches of the epoch after the last one returned here."""
-        return self.epoch(next(self._epochs))
+    def next_epoch(self, again: bool = False) -> Iterator[Any]:
+        """Returns the batches of the epoch after the last one returned here.
+
+        Args:
+            again: Whether to return those of the last one again.
+        """
+        self._epoch += not again
+        return self.epoch(self._epoch)
 
     def epoch(self, number: int) -> Iterator[Any]:
         """Yields the full batches of an epoch.
@@ -83,23 +95,34 @@ class Stream:
 
     def _batches(self, number: int) -> Iterator[Any]:
         rng = None
+        if not self._ended:  # what was read before was only a look
+            self.options.first_epoch.forget()
         if self._seed is not None:
-            rng = np.random.default_rng((self._seed, number))
+            rng = self.options.rng(self._seed, number)
         chunks = self._chunks(number, rng)
         if rng is not None and not self.random_access:
             chunks = _shuffled(chunks, rng)
         options = self.options
         rows = 0
-        for batch, size in _regrouped(chunks, options.batch_size):
+        whole = options.batch_size if self.dealt else options.global_size
+        for batch, size in _regrouped(chunks, whole):
             rows += size
-            if size == options.batch_size or options.pad:
+            if size == whole or options.pad:
                 if options.pad:
-                    batch = padded(batch, size, options.batch_size)
+                    batch = padded(batch, size, whole)
+                if whole > options.batch_size:
+                    start = options.offset
+                    batch = _copied(batch, start, start + options.batch_size)
                 yield batch
+        if self.dealt:
+            rows *= options.processes
+        self._ended = True
         self._check(rows)
 
     def _check(self, rows: int) -> None:
-        self.options.check_rows(rows, self.hint, log=not self._logged)
+        self.options.check_rows(
+            rows, self.hint, not self._logged, self.left_over
+        )
         self._logged = True
 
     def count(self) -> int:

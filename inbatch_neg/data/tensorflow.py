@@ -35,7 +35,8 @@ def _from_rows(rows: arrays.Rows) -> tf.data.Dataset:
         dataset = tf.data.Dataset.zip((dataset, _shuffled_places(rows)))
 
     def gather(batch: tf.Tensor, places: Any = None) -> Any:
-        in_order = batch * size + tf.range(size, dtype=tf.int64)
+        start = batch * options.global_size + options.offset
+        in_order = start + tf.range(size, dtype=tf.int64)
         if places is None:
             places = tf.minimum(in_order, rows.rows - 1)
         result = nests.map_leaves(
@@ -92,7 +93,10 @@ def _from_stream(stream: Stream) -> tf.data.Dataset:
     opened = stream.next_epoch()
     first = next(opened)
     # Some data can be read only once, so the first epoch continues here.
-    waiting = [itertools.chain([first], opened)]
+    waiting: list[Iterator[Any]] = [itertools.chain([first], opened)]
+    if stream.options.first_epoch.is_function:  # which fit's callbacks may set
+        del opened
+        waiting = [stream.next_epoch(again=True)]
 
     def batches() -> Iterator[Any]:
         following = waiting.pop if waiting else stream.next_epoch
@@ -133,6 +137,9 @@ def from_dataset(
         ValueError: if there are fewer rows than a batch. If the size is
             unknown, one batch is read to see it.
     """
+    options.refuse_first_epoch(
+        "a tf.data.Dataset", "Pass its rows as arrays or as parquet files."
+    )
     if options.columns is not None:
         as_element = _as_element(dataset.element_spec)
         dataset = dataset.map(
@@ -142,8 +149,9 @@ def from_dataset(
     rows = dataset.unbatch() if batched else dataset
     size = int(rows.cardinality())
     shapes = [] if batched else _shapes(dataset.element_spec)
+    options.compare(size if size >= 0 else None)
     options.check_rows(
-        size if size >= 0 else _count(rows.take(options.batch_size)),
+        size if size >= 0 else _count(rows.take(options.global_size)),
         lambda: batch_hint(shapes),
         log=size >= 0,
     )
@@ -152,22 +160,30 @@ def from_dataset(
         rows = rows.shuffle(buffer, options.seed, reshuffle_each_iteration=True)
     drop = size >= 0 and not options.pad
     if _may_differ(rows.element_spec):
-        batches = rows.ragged_batch(options.batch_size, drop)
+        batches = rows.ragged_batch(options.global_size, drop)
         as_element = _as_element(batches.element_spec)
         batches = batches.map(
             lambda *values: nests.map_leaves(_dense, as_element(values))
         )
     elif batched and not options.shuffle:
         # Regroups the batches without splitting them into rows.
-        batches = dataset.rebatch(options.batch_size, drop_remainder=drop)
+        batches = dataset.rebatch(options.global_size, drop_remainder=drop)
     else:
-        batches = rows.batch(options.batch_size, drop_remainder=drop)
+        batches = rows.batch(options.global_size, drop_remainder=drop)
     if options.pad:
         batches = _count_for_keras(batches)
         as_element = _as_element(batches.element_spec)
-        batches = batches.map(_padding(options.batch_size, as_element))
+        batches = batches.map(_padding(options.global_size, as_element))
     elif not drop:
         batches = _without_remainder(batches, options)
+    if options.processes > 1:
+        part = slice(options.offset, options.offset + options.batch_size)
+        as_element = _as_element(batches.element_spec)
+        batches = batches.map(
+            lambda *values: nests.map_leaves(
+                lambda leaf, name: leaf[part], as_element(values)
+            )
+        )
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
@@ -280,14 +296,14 @@ def _without_remainder(
     def log(full: np.ndarray, left_out: np.ndarray) -> np.bool_:
         if not logged:
             logged.append(True)
-            rows = int(full) * options.batch_size + int(left_out)
+            rows = int(full) * options.global_size + int(left_out)
             options.log_left_out(rows)
         return np.bool_(False)
 
     def is_full(number: tf.Tensor, element: Any) -> tf.Tensor:
         rows = tf.shape(nests.leaves(element)[0])[0]
         return tf.cond(
-            rows == options.batch_size,
+            rows == options.global_size,
             lambda: True,
             lambda: tf.ensure_shape(
                 tf.numpy_function(log, [number, rows], tf.bool), ()
@@ -298,7 +314,7 @@ def _without_remainder(
         del number
         return nests.map_leaves(
             lambda leaf, name: tf.ensure_shape(
-                leaf, [options.batch_size, *leaf.shape[1:]]
+                leaf, [options.global_size, *leaf.shape[1:]]
             ),
             element,
         )

@@ -76,6 +76,30 @@ def from_loader(loader: torch_data.DataLoader, options: Options) -> Stream:
     return Stream(open_epoch, options, rows, hint=hint)
 
 
+def refuse_order(options: Options) -> None:
+    """Refuses what the sampler of a loader decides."""
+    options.refuse_first_epoch("a DataLoader", "Pass its dataset.")
+    if options.processes > 1:
+        raise ValueError(
+            "`shard` does not apply to a DataLoader: build it with "
+            "`sampler=torch.utils.data.DistributedSampler(dataset, "
+            "drop_last=True)`, or pass its dataset. Received: shard="
+            f"{(options.process, options.processes)}"
+        )
+
+
+def has_sampler(loader: torch_data.DataLoader) -> bool:
+    """Returns whether the loader has a sampler that the user chose."""
+    plain = (
+        torch_data.RandomSampler,
+        torch_data.SequentialSampler,
+        torch_data.BatchSampler,
+        type(None),
+    )
+    parts = (loader.sampler, loader.batch_sampler)
+    return not all(type(part) in plain for part in parts)
+
+
 def is_full(loader: torch_data.DataLoader, options: Options) -> bool:
     """Returns whether `fit` on PyTorch can take a checked loader as it is.
 
@@ -110,8 +134,9 @@ class _Batches(torch_data.IterableDataset):
         self._stream = stream
 
     def __iter__(self) -> Iterator[Any]:
+        # A generator: Keras makes iterators of which it reads nothing.
         known = self._stream.num_batches() or 1
-        return read_to_end(self._stream.next_epoch(), known)
+        yield from read_to_end(self._stream.next_epoch(), known)
 
 
 class _Counted(_Batches):

@@ -80,6 +80,21 @@ class Replicas:
         collectives = self.collectives()
         return 1 if collectives is None else collectives.count
 
+    def process(self) -> tuple[int, int]:
+        """Returns the index of this process, and how many train together."""
+        return 0, 1
+
+    def differing(self, numbers: list[int]) -> tuple[int, list[int]] | None:
+        """Returns the first place where the numbers of the processes differ.
+
+        Every process must call it.
+
+        Returns:
+            The place, and the number of each process; None if all are equal,
+            or where processes cannot ask each other outside of a step.
+        """
+        return None
+
     def devices(self) -> int:
         """Returns how many devices must divide the rows given to a model."""
         return 1

@@ -22,6 +22,17 @@ class JaxReplicas(Replicas):
         mesh, axes = keras_private.mesh_of_rows(distribution, rows)
         return _MeshSharding(mesh, axes)
 
+    def process(self) -> tuple[int, int]:
+        """Returns the place in JAX' cluster, if this process joined one.
+
+        Without a cluster, asking JAX would start its devices.
+        """
+        # An older JAX does not tell.
+        joined = getattr(jax.distributed, "is_initialized", None)
+        if joined and joined():
+            return jax.process_index(), jax.process_count()
+        return 0, 1
+
     def devices(self) -> int:
         """Returns those of Keras' distribution, 1 if none is set."""
         distribution = keras.distribution.distribution()

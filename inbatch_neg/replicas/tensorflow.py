@@ -20,6 +20,18 @@ class TensorFlowReplicas(Replicas):
             return _StrategyCollectives(context)
         return None
 
+    def process(self) -> tuple[int, int]:
+        """Returns the place among the workers of `TF_CONFIG`, chief first."""
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        cluster = resolver.cluster_spec().as_dict()
+        workers = [
+            (kind, index)
+            for kind in ("chief", "worker")
+            for index in range(len(cluster.get(kind, ())))
+        ]
+        own = resolver.task_type, resolver.task_id
+        return (workers.index(own), len(workers)) if own in workers else (0, 1)
+
     def count(self) -> int:
         """Also counts the replicas of a strategy in symbolic calls."""
         if keras_private.in_symbolic_call():

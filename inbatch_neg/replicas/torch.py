@@ -24,10 +24,21 @@ class TorchReplicas(Replicas):
 
     def collectives(self) -> Collectives | None:
         """Returns those of the default process group, if it is set up."""
+        return _ProcessGroupCollectives() if self.process()[1] > 1 else None
+
+    def process(self) -> tuple[int, int]:
+        """Returns the place in the default process group, if it is set up."""
         if distributed.is_available() and distributed.is_initialized():
-            if distributed.get_world_size() > 1:
-                return _ProcessGroupCollectives()
-        return None
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+
+    def differing(self, numbers: list[int]) -> tuple[int, list[int]] | None:
+        """Compares them in the default process group."""
+        on_gpu = distributed.get_backend() == "nccl"
+        own = torch.tensor(
+            [numbers], dtype=torch.int64, device="cuda" if on_gpu else "cpu"
+        )
+        return _first_difference(_ProcessGroupCollectives().gather_values(own))
 
 
 class _ProcessGroupCollectives(Collectives):
@@ -66,18 +77,28 @@ class _ProcessGroupCollectives(Collectives):
             own += [len(shape), *shape[:3], *[0] * (3 - len(shape))]
             own.append(0 if tensor is None else _dtype_number(tensor))
         device = next(x.device for x in tensors.values() if x is not None)
-        gathered = self.gather_values(
-            torch.tensor([own], dtype=torch.int64, device=device)
+        difference = _first_difference(
+            self.gather_values(
+                torch.tensor([own], dtype=torch.int64, device=device)
+            )
         )
-        differ = (gathered != gathered[:1]).any(0).nonzero()
-        if len(differ):
-            first = int(differ[0])
-            tensor, what = divmod(first, len(_COMPARED))
+        if difference is not None:
+            place, received = difference
+            tensor, what = divmod(place, len(_COMPARED))
             raise error(
                 f"{_COMPARED[what]} of `{list(tensors)[tensor]}` by replica: "
-                f"{gathered[:, first].tolist()}"
+                f"{received}"
             )
         return dict(tensors)
+
+
+def _first_difference(gathered: Tensor) -> tuple[int, list[int]] | None:
+    """Returns the first column whose entries differ, and the entries."""
+    differ = (gathered != gathered[:1]).any(0).nonzero()
+    if not len(differ):
+        return None
+    first = int(differ[0])
+    return first, gathered[:, first].tolist()
 
 
 def _dtype_number(tensor: Tensor) -> int:

@@ -3,10 +3,11 @@
 Arguments: folder, number of workers, what happens: "nothing", "unequal" (the
 last worker has two rows less, in step 2 of a program for any number of rows),
 "kill" (the last worker is killed in step 3).
-Every step is saved, and training goes on from the last one saved. Ends with
-4 after an error of the engine.
+Every step is saved, and training goes on from the last one saved, with the rows
+of the epoch that comes. Ends with 4 after an error of the engine.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -69,16 +70,22 @@ def train(folder, rank, count, strategy, event):
             }
         ]
     global_step = tf.function(global_step, input_signature=signature)
-    local = problem.GLOBAL_ROWS // count
     first = int(step_count)
-    for step in range(first, STEPS):
-        start = step % problem.STEPS * problem.GLOBAL_ROWS + rank * local
-        end = start + local
-        if event == "unequal" and rank == count - 1 and step == 2:
-            end -= 2
+    batches = inbatch_neg.full_batches(
+        rows,
+        problem.GLOBAL_ROWS // count,
+        shuffle=True,
+        seed=1,
+        shard="auto",
+        first_epoch=first // problem.STEPS,
+    )
+    epochs = itertools.chain.from_iterable(itertools.repeat(batches))
+    for step, batch in zip(range(first, STEPS), epochs):
+        unequal = event == "unequal" and rank == count - 1 and step == 2
+        end = -2 if unequal else None
         if event == "kill" and rank == count - 1 and step == 3:
             os.kill(os.getpid(), signal.SIGKILL)
-        global_step({k: tf.constant(v[start:end]) for k, v in rows.items()})
+        global_step({name: value[:end] for name, value in batch.items()})
         step_count.assign(step + 1)
         print("done", step, flush=True)
         if rank == 0:

@@ -3,10 +3,11 @@
 Arguments: folder, rank, number of processes, port, what happens:
 "nothing", "unequal" (the last process has two rows less in step 2) or "kill"
 (the last process is killed in step 3). Every step is saved, and training goes
-on from the last one saved. Ends with 3 after `PartialBatchError`, with 4
-after an error of the engine.
+on from the last one saved, with the rows of the epoch that comes. Ends with 3
+after `PartialBatchError`, with 4 after an error of the engine.
 """
 
+import itertools
 import os
 import pathlib
 import signal
@@ -36,15 +37,20 @@ def train(folder, rank, count, event):
     if count > 1:
         module = torch.nn.parallel.DistributedDataParallel(towers)
     loss_of = inbatch_neg.InBatchNegativeLoss()
-    rows = problem.data()
-    local = problem.GLOBAL_ROWS // count
+    batches = inbatch_neg.full_batches(
+        problem.data(),
+        problem.GLOBAL_ROWS // count,
+        shuffle=True,
+        seed=1,
+        shard="auto",
+        first_epoch=first // problem.STEPS,
+    )
+    epochs = itertools.chain.from_iterable(itertools.repeat(batches))
     losses = []
-    for step in range(first, STEPS):
-        start = step % problem.STEPS * problem.GLOBAL_ROWS + rank * local
-        end = start + local
-        if event == "unequal" and rank == count - 1 and step == 2:
-            end -= 2
-        batch = {k: torch.as_tensor(v[start:end]) for k, v in rows.items()}
+    for step, batch in zip(range(first, STEPS), epochs):
+        unequal = event == "unequal" and rank == count - 1 and step == 2
+        end = -2 if unequal else None
+        batch = {k: torch.as_tensor(v[:end]) for k, v in batch.items()}
         loss = loss_of(None, module(batch, training=True))
         if event == "kill" and rank == count - 1 and step == 3:
             os.kill(os.getpid(), signal.SIGKILL)

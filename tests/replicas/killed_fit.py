@@ -1,10 +1,12 @@
 """Trains with `fit` and `BackupAndRestore` on two devices; may be killed.
 
 Arguments: output file, folder of the backup, what happens: "nothing" or
-"kill" (in the middle of the second epoch).
+"kill" (in the middle of the second epoch). The rows are shuffled.
 """
 
+import json
 import os
+import pathlib
 import signal
 import sys
 
@@ -21,6 +23,15 @@ from tests.replicas import (
 
 # Random shifts: to go on right, training must know where they were.
 CASE = "rotation"
+
+
+class Epoch(keras.callbacks.Callback):
+    """Knows which epoch `fit` trains."""
+
+    number = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.number = epoch
 
 
 class Kill(keras.callbacks.Callback):
@@ -45,15 +56,28 @@ def main(output, folder, event):
     else:
         strategy = groups.mirrored(2)
         assert strategy.num_replicas_in_sync == 2
-    dataset = tf.data.Dataset.from_tensor_slices(problem.data())
-    dataset = dataset.batch(problem.GLOBAL_ROWS, drop_remainder=True)
+    current = Epoch()
+    first_epoch = lambda: current.number  # noqa: E731
+    if keras.backend.backend() == "tensorflow":
+        # Under a strategy, Keras reads a batch before it restores.
+        backup = pathlib.Path(folder, "training_metadata.json")
+        first_epoch = 0
+        if backup.exists():
+            first_epoch = json.loads(backup.read_text())["epoch"]
+    dataset = inbatch_neg.full_batches(
+        problem.data(),
+        problem.GLOBAL_ROWS,
+        shuffle=True,
+        seed=1,
+        first_epoch=first_epoch,
+    )
     with strategy.scope():
         towers = problem.model(CASE, cross_replica=True)
         towers.compile(
             keras.optimizers.SGD(0.5, momentum=0.9),
             loss=inbatch_neg.InBatchNegativeLoss(),
         )
-    callbacks = [keras.callbacks.BackupAndRestore(folder)]
+    callbacks = [keras.callbacks.BackupAndRestore(folder), current]
     if event == "kill":
         callbacks.append(Kill())
     history = towers.fit(

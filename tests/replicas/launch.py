@@ -230,7 +230,11 @@ def assert_estimate_is_right(folder, engine):
 
 
 def assert_example_learns(folder, engine, environments=({},)):
-    """Runs `docs/examples/replicas_<engine>.py`, a process per environment."""
+    """Runs `docs/examples/replicas_<engine>.py`, a process per environment.
+
+    Returns:
+        What the first process printed.
+    """
     program = f"docs/examples/replicas_{engine}.py"
     processes = [
         start(
@@ -246,3 +250,4 @@ def assert_example_learns(folder, engine, environments=({},)):
     found = re.search(r"10 nearest items, (\d+)% are of the user's kind", text)
     assert found, tail(processes[0])
     assert int(found.group(1)) > 90
+    return text

@@ -1,5 +1,7 @@
 """PyTorch: `torch.distributed` with gloo."""
 
+import re
+
 import pytest
 
 from tests.replicas import launch
@@ -70,8 +72,20 @@ def test_what_differs_on_one_process_is_an_error_on_every_one(tmp_path):
     processes = together("uneven_torch", tmp_path, 2)
     launch.finish(processes)
     said = [process.log.read_text().splitlines() for process in processes]
+    # Of eight rows of the second global batch, each process has its four.
+    assert [lines.pop(-3) for lines in said] == [
+        "[8, 9, 10, 11]",
+        "[12, 13, 14, 15]",
+    ]
     assert said[0] == said[1]
-    *refused, last = said[0]
+    *refused, same, last = said[0]
+    assert same == "the same rows: passed"
+    data, refused = refused[:5], refused[5:]
+    assert all(": ValueError: " in line for line in data)
+    assert [line.split("by process: ")[-1] for line in data] == [
+        *("[24, 28]", "[24, 3]", "[4, 5]", "[0, 1]", "[0, 1]")
+    ]
+    assert "rows of `data`" in data[1] and "`seed`" in data[4]
     assert last == "nothing: passed"
     assert [line.split("by replica: ")[-1] for line in refused[:-4]] == [
         *("[8, 5]", "[8, 6]", "[8, 1]", "[4, 3]", "[1, 2]", "[1, 0]", "[1, 0]"),
@@ -98,8 +112,10 @@ def test_the_example_learns(tmp_path):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    launch.assert_example_learns(
+    text = launch.assert_example_learns(
         tmp_path,
         ENGINE,
         [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"],
     )
+    # One process evaluates, and the others wait for it.
+    assert float(re.search(r"recall@10': ([0-9.]+)", text).group(1)) > 0.2

@@ -39,9 +39,29 @@ def softmax(query, candidate, num_negatives=None, **given):
     return layer(query, candidate, training=True, **given)
 
 
+def batches(rows=24, size=4, source=None, **arguments):
+    data = source or torch.arange(rows)
+    return inbatch_neg.full_batches(
+        data, size, shard="auto", batched=source is not None, **arguments
+    )
+
+
+def generator():
+    yield torch.arange(20)
+
+
 # Each takes whether this process is the one that differs. What differs would
 # be refused there alone, before any communication of the layer.
 CASES = {
+    "other rows": lambda other: batches(28 if other else 24),
+    "too few rows": lambda other: batches(3 if other else 24),
+    "another size": lambda other: batches(size=5 if other else 4),
+    "other padding": lambda other: batches(
+        remainder="pad" if other else "drop"
+    ),
+    "another seed of a generator": lambda other: batches(
+        source=generator, shuffle=True, seed=int(other)
+    ),
     "too few rows to rotate": lambda other: softmax(
         vectors(5 if other else ROWS), vectors(5 if other else ROWS), 11
     ),
@@ -82,6 +102,7 @@ CASES = {
         ids(6 if other else ROWS), training=True
     ),
     # Of integers that gloo does not send as they are.
+    "the same rows": lambda other: print(batches()[1].tolist()),
     "nothing": lambda other: softmax(
         vectors(ROWS), vectors(ROWS), candidate_ids=ids(ROWS).short()
     ),
