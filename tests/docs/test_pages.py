@@ -22,6 +22,7 @@ PAGES = (
     "beyond-memory.md",
     "evaluation.md",
     "false-negatives.md",
+    "how-do-i.md",
     "popular-items.md",
     # Its index is not installed beside the oldest Keras.
     pytest.param("several-vectors.md", marks=pytest.mark.keras_at_least("3.6")),
