@@ -12,6 +12,7 @@ from inbatch_neg.layers.streaming_sampling_probability import (
 )
 from inbatch_neg.losses import InBatchNegativeLoss
 from inbatch_neg.metrics import InBatchMeanReciprocalRank, InBatchTopKAccuracy
+from inbatch_neg.sparse_embedding.layer import SparseEmbedding
 
 __version__ = "0.2.1"
 
@@ -24,6 +25,7 @@ __all__ = [
     "InBatchTopKAccuracy",
     "PartialBatchError",
     "RetrievalEvaluation",
+    "SparseEmbedding",
     "StreamingSamplingProbability",
     "full_batches",
     "ops",

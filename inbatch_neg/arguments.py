@@ -4,8 +4,6 @@ They read only static shapes and dtypes, so they work for symbolic tensors,
 while tracing and for values, and cost nothing in a compiled step.
 """
 
-from __future__ import annotations
-
 import numbers
 import operator
 from collections.abc import Sequence

@@ -21,6 +21,10 @@ Keras makes a test fail:
   clones (`wrapped_clone_function`, `cache`);
 - where a tensor carries its mask (`set_keras_mask` and `get_keras_mask`; before
   Keras 3.10, the attribute `_keras_mask`);
+- that an optimizer asks a variable for `overwrite_with_gradient` before it does
+  anything else, and then assigns its gradient; which variables it decays
+  (`_use_weight_decay`), and whether loss scaling leaves these gradients alone
+  (`_overwrite_variable_with_gradient`, which Keras 3.5 lacks);
 - by which signature a layer binds its arguments (`_call_signature`), and that
   it binds them all by name to trace `call`, `**kwargs` included.
 """
@@ -127,6 +131,31 @@ def shared_object(identity: int | None, make: Callable[[], Any]) -> Any:
     return found
 
 
+def variable_config(value: Any) -> Any:
+    """Returns a form of a scalar variable for a config; others unchanged."""
+    if not isinstance(value, keras.Variable):
+        return value
+    return {
+        # The weights file holds the value too, and takes precedence.
+        "initializer": float(keras.ops.convert_to_numpy(value)),
+        "trainable": value.trainable,
+        "dtype": value.dtype,
+        "name": value.name,
+        # Other layers may have the same one.
+        "shared_object_id": id(value),
+    }
+
+
+def variable_from_config(config: Any) -> Any:
+    """Returns what `variable_config` was given, as a new variable."""
+    if not isinstance(config, dict):
+        return config
+    options = dict(config)
+    # Versions before 0.2.1 did not save it.
+    identity = options.pop("shared_object_id", None)
+    return shared_object(identity, lambda: keras.Variable(**options))
+
+
 class CallArguments:
     """The arguments of a layer's `call` that follow the first one.
 
@@ -216,6 +245,44 @@ def torch_buffers(layer: keras.Layer) -> list[Any]:
         if isinstance(inner, keras.layers.TorchModuleWrapper)
         for buffer in inner.module.buffers()
     ]
+
+
+def calling_optimizer() -> Any:
+    """Returns the optimizer of Keras that is running, or None."""
+    for frame in _frames():
+        found = frame.f_locals.get("self")
+        if isinstance(found, keras.optimizers.Optimizer):
+            return found
+    return None
+
+
+def training_optimizer() -> Any:
+    """Returns the optimizer of the model that trains, or None."""
+    for frame in _frames():
+        if frame.f_code.co_name == "train_step":
+            return getattr(frame.f_locals.get("self"), "optimizer", None)
+    return None
+
+
+def decays(optimizer: Any, variable: keras.Variable) -> bool:
+    """Returns whether the weight decay of an optimizer is for a variable."""
+    decay = getattr(optimizer, "weight_decay", None)
+    return bool(decay) and optimizer._use_weight_decay(variable)
+
+
+def scales_loss(optimizer: Any) -> bool:
+    """Returns whether an optimizer, around another, scales the loss."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def scales_overwritten() -> bool:
+    """Returns whether loss scaling changes what overwrites a variable.
+
+    In the step that runs. Keras 3.5 divides it by the scale.
+    """
+    if hasattr(keras.optimizers.Optimizer, "_overwrite_variable_with_gradient"):
+        return False
+    return any(scales_loss(x.f_locals.get("self")) for x in _frames())
 
 
 def mesh_of_rows(distribution: Any, rows: int) -> tuple[Any, tuple[str, ...]]:

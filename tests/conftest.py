@@ -106,7 +106,6 @@ if keras.__version__.startswith("3.5."):
         "data/test_parquet.py",
         "data/test_tables.py",
         "data/test_torch.py",
-        "test_types.py",
     ]
 
 

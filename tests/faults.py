@@ -306,6 +306,41 @@ FAULTS = (
         "tensorflow",
         ("layers/test_chunked_tower.py::test_equals_the_tower[10-eager]",),
     ),
+    # Sparse tables
+    Fault(
+        "sparse: repeated ids not summed",
+        "sparse_embedding/torch.py",
+        "gradient = gradient.coalesce()",
+        "gradient = gradient._coalesced_(True)",
+        "torch",
+        ("sparse_embedding/test_exact.py::test_equals_the_loops[fit-0.1]",),
+    ),
+    Fault(
+        "sparse: scale of the loss not undone",
+        "sparse_embedding/jax.py",
+        "jnp.where(scale == 0.0, 1.0, scale)",
+        "1.0",
+        "jax",
+        ("sparse_embedding/test_traps.py::test_loss_scaling[fixed]",),
+    ),
+    Fault(
+        "sparse: accumulator before the step",
+        "sparse_embedding/tensorflow.py",
+        "tf.gather(accumulators, rows) + squares",
+        "tf.gather(accumulators, rows)",
+        "tensorflow",
+        ("sparse_embedding/test_exact.py::test_equals_the_loops[fit-0.1]",),
+    ),
+    Fault(
+        "sparse: a table without gradient set to zero",
+        "sparse_embedding/jax.py",
+        "jnp.where(jnp.any(value), value, self.raw_value())",
+        "value",
+        "jax",
+        (
+            "sparse_embedding/test_traps.py::test_a_table_that_the_step_does_not_use",
+        ),
+    ),
     # Evaluation
     Fault(
         "seen items not left out",

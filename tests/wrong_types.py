@@ -1,4 +1,4 @@
-"""Calls that mypy must refuse: see test_types.py. Nobody runs them."""
+"""Calls that mypy must refuse: see installed_types.py. Nobody runs them."""
 
 import numpy as np
 

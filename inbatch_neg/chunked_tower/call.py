@@ -1,7 +1,5 @@
 """A tower as a pure function of rows, weights and state."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
@@ -149,6 +147,18 @@ class TowerCall:
             f"them to one vector a row. Received: tower={self.tower.name!r}, "
             f"which returned {received}"
         )
+
+    def refuse_overwritten_weights(self) -> None:
+        """Refuses weights whose gradient is their next value."""
+        for variable in self.trainable:
+            if variable.overwrite_with_gradient:
+                raise ValueError(
+                    "`tower` must not have weights that a step overwrites: "
+                    "their chunks cannot be added up. Fix: call a "
+                    "`SparseEmbedding` before the `ChunkedTower`, and pass it "
+                    "the vectors. Received: "
+                    f"tower={self.tower.name!r} with {variable.path!r}"
+                )
 
     def _refuse_losses(self, losses: list[Tensor]) -> None:
         if losses:

@@ -1,7 +1,5 @@
 """A tower in chunks of rows, on JAX."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A tower that processes its rows in chunks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,8 +57,8 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
             argument, or a `mask` that the tower does not take.
         ValueError: for a `chunk_size` below 1; in the call, for tensors
             with another number of rows, and for a tower that calls
-            `add_loss`, has an `activity_regularizer` or assigns a trainable
-            weight.
+            `add_loss`, has an `activity_regularizer`, assigns a trainable
+            weight or has a `SparseEmbedding`.
 
     Example:
     >>> import keras, numpy as np
@@ -139,9 +137,12 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
             keras_private.attach_masks(inputs, mask)
         call = TowerCall(self.tower, inputs, training, keywords)
         if keras_private.in_symbolic_call():
-            return call.pack(call((), call.rows)[0])
+            outputs = call((), call.rows)[0]
+            call.refuse_overwritten_weights()
+            return call.pack(outputs)
         if not self.tower.built:
             call((), [x[:1] for x in call.rows])
+        call.refuse_overwritten_weights()
         outputs, state = run.run_in_chunks(call, self.chunk_size)
         with backend.after(call.rows):
             for variable, value in state:
@@ -192,7 +193,7 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
     @classmethod
     def from_config(
         cls, config: dict[str, Any], custom_objects: Any = None
-    ) -> ChunkedTower:
+    ) -> "ChunkedTower":
         """Returns the layer, with a new tower.
 
         Layers that share a tower still do after `load_model` and

@@ -1,7 +1,5 @@
 """A tower in chunks of rows, on TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Gradients of the chunks of a tower on TensorFlow: flattened and summed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A tower in chunks of rows, in the loops of a `tf.function`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sizes of the outputs of a tower that only a run of its graph knows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import tensorflow as tf

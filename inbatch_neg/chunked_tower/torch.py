@@ -6,8 +6,6 @@ tower changes in place is put back for that run: Keras' variables by their
 values before the chunk, the buffers of PyTorch modules by a copy.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 from collections.abc import Iterator, Sequence
@@ -57,7 +55,7 @@ def _run(
     call: TowerCall,
     values: VariableValues,
     rows: Sequence[Tensor],
-    buffers: _Buffers,
+    buffers: "_Buffers",
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
     """Returns the outputs of a chunk and what it assigns, by id."""
     variables = [v for v, _ in values]

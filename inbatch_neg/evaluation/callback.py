@@ -191,6 +191,8 @@ class RetrievalEvaluation(keras.callbacks.Callback):
     ) -> tuple[Array, Array]:
         """Returns the k best candidates of each query, exactly.
 
+        Every call embeds all candidates anew.
+
         Args:
             queries: n queries, in the forms that the constructor takes.
             k: Length of the lists, an integer. Lists have at most C entries.

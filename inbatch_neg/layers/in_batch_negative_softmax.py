@@ -11,7 +11,7 @@ from inbatch_neg.backends import backend
 from inbatch_neg.layers import global_batch
 from inbatch_neg.layers.negative_sampling import NegativeSampling
 from inbatch_neg.layers.partial_batch import EXPORT_TOWER, BatchSize
-from inbatch_neg.layers.temperature import Temperature, from_config
+from inbatch_neg.layers.temperature import Temperature
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.softmax import loss
 from inbatch_neg.softmax.batch import Batch
@@ -391,5 +391,5 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         Layers that share a variable still do after `load_model` and
         `clone_model`.
         """
-        temperature = from_config(config["temperature"])
+        temperature = keras_private.variable_from_config(config["temperature"])
         return cls(**{**config, "temperature": temperature})

@@ -86,31 +86,9 @@ class Temperature:
 
     def get_config(self) -> float | str | dict[str, Any]:
         """Returns a form of the argument that `from_config` reads."""
-        if self._number is not None:
-            return self._number
-        if self.variable is None:
+        if self._log_scale is not None:
             return LEARNED
-        return {
-            # The weights file holds the value too, and takes precedence.
-            "initializer": float(ops.convert_to_numpy(self.variable)),
-            "trainable": self.variable.trainable,
-            "dtype": self.variable.dtype,
-            "name": self.variable.name,
-            # Other layers may have the same one.
-            "shared_object_id": id(self.variable),
-        }
-
-
-def from_config(config: Any) -> Any:
-    """Returns the argument `temperature` from a config."""
-    if not isinstance(config, dict):
-        return config
-    options = dict(config)
-    # Versions before 0.2.1 did not save it.
-    identity = options.pop("shared_object_id", None)
-    return keras_private.shared_object(
-        identity, lambda: keras.Variable(**options)
-    )
+        return keras_private.variable_config(self._number or self.variable)
 
 
 def _checked(variable: keras.Variable) -> keras.Variable:

@@ -24,6 +24,7 @@ PAGES = (
     "evaluation.md",
     "false-negatives.md",
     "how-do-i.md",
+    pytest.param("large-tables.md", marks=pytest.mark.keras_at_least("3.6")),
     "popular-items.md",
     # Its index is not installed beside the oldest Keras.
     pytest.param("several-vectors.md", marks=pytest.mark.keras_at_least("3.6")),

@@ -55,7 +55,6 @@ def rows_of_unknown_number():
 # number of rows is unknown too, unless the data declares it.
 SOURCES = {
     "generator": lambda: ((batch,) for batch in function()),
-    "tf.data": lambda: from_generator(None),
     "tf.data, static": lambda: from_generator(SIZE),
     "full PyDataset": lambda: inbatch_neg.full_batches(
         Batches(), SIZE, batched=True
@@ -63,14 +62,11 @@ SOURCES = {
     "full function": lambda: inbatch_neg.full_batches(
         function, SIZE, batched=True
     ),
-    "full generator": lambda: inbatch_neg.full_batches(
-        function(), SIZE, batched=True
-    ),
     "full tf.data": lambda: inbatch_neg.full_batches(
         rows_of_unknown_number(), SIZE
     ),
 }
-ONCE = ("generator", "full generator")
+ONCE = ("generator",)
 
 
 def train(model, source, epochs=EPOCHS):

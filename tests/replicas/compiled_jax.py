@@ -16,6 +16,7 @@ import keras  # noqa: E402
 import inbatch_neg  # noqa: E402
 
 DIMENSIONS = 64
+ROWS_OF_TABLE = 99_991
 _COLLECTIVE = re.compile(
     r"= \(?(\w+\[[\d,]*\]).*? (all-gather|all-reduce|reduce-scatter"
     r"|all-to-all|collective-permute)(?:-start)?\("
@@ -40,6 +41,25 @@ def compiled(rows, cross_replica):
     )
     shape = jax.ShapeDtypeStruct((rows, DIMENSIONS), "float32", sharding=by_row)
     return step.lower(shape, shape).compile()
+
+
+def compiled_sparse(rows):
+    """Returns the compiled step of a sparse table, of sharded rows."""
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    spec = jax.sharding.PartitionSpec
+    by_row = jax.sharding.NamedSharding(mesh, spec("batch"))
+    whole = jax.sharding.NamedSharding(mesh, spec())
+    layer = inbatch_neg.SparseEmbedding(ROWS_OF_TABLE, DIMENSIONS)
+    layer.build()
+    variables = [v.value for v in layer.trainable_variables]
+
+    def loss(trainable, ids):
+        vectors, _ = layer.stateless_call(trainable, [], ids)
+        return (vectors**2).mean()
+
+    step = jax.jit(jax.grad(loss), out_shardings=whole, donate_argnums=0)
+    ids = jax.ShapeDtypeStruct((rows,), "int32", sharding=by_row)
+    return step.lower(variables, ids).compile()
 
 
 def facts(program):
@@ -67,6 +87,7 @@ def main(rows):
     )
     print(json.dumps(facts(compiled(int(rows), cross_replica=True))))
     print(json.dumps(facts(compiled(int(rows), cross_replica=False))))
+    print(json.dumps(facts(compiled_sparse(int(rows)))))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ A program of this folder trains every case for three steps of SGD from the
 same weights and writes what came out; the test compares the files.
 """
 
+import functools
+
 import keras
 import numpy as np
 
@@ -63,6 +65,11 @@ CASES = {
         ("candidate_ids", "query_ids", "chunked"),
         False,
     ),
+    "sparse": (
+        {"temperature": 0.5},
+        ("candidate_ids", "query_ids", "weight", "sparse"),
+        False,
+    ),
     "uncounted": (
         {"temperature": 0.5},
         ("candidate_ids", "query_ids", "extra", "weight", "uncounted"),
@@ -102,8 +109,14 @@ class TwoTowers(keras.Model):
     def __init__(self, arguments, inputs, cross_replica):
         super().__init__()
         self.inputs_used = inputs
-        self.users = keras.layers.Embedding(USERS, DIMENSIONS, name="users")
-        self.items = keras.layers.Embedding(ITEMS, DIMENSIONS, name="items")
+        embedding = keras.layers.Embedding
+        if "sparse" in inputs:
+            # Of an epsilon that a gradient of the wrong scale shows with.
+            embedding = functools.partial(
+                inbatch_neg.SparseEmbedding, learning_rate=0.5, epsilon=0.1
+            )
+        self.users = embedding(USERS, DIMENSIONS, name="users")
+        self.items = embedding(ITEMS, DIMENSIONS, name="items")
         self.dense = keras.layers.Dense(DIMENSIONS, name="dense")
         self.softmax = inbatch_neg.InBatchNegativeSoftmax(
             cross_replica=cross_replica, **arguments
@@ -223,6 +236,8 @@ def model(case, cross_replica, **changes):
     towers.memory.build((None, DIMENSIONS), ids, probability)
     random = np.random.default_rng(5)
     for weight in towers.trainable_weights:
+        if weight.name == "accumulators":  # never negative
+            continue
         weight.assign(random.normal(size=weight.shape).astype("float32"))
     return towers
 

@@ -55,6 +55,8 @@ def main(output, rank, count, port):
         groups.join(rank, count, port)
     results = {}
     for case in problem.CASES:
+        if case == "sparse":  # refused
+            continue
         towers = problem.model(case, cross_replica=count > 1)
         towers.built = True  # Every layer of it is.
         np.random.seed(rank)

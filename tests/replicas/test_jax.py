@@ -57,7 +57,7 @@ def test_candidates_are_communicated_once_and_devices_share_the_rows(tmp_path):
     log = tmp_path / "compiled.log"
     launch.finish([launch.start("compiled_jax", rows, engine=ENGINE, log=log)])
     lines = [x for x in log.read_text().splitlines() if x.startswith("{")]
-    across, left_alone = map(json.loads, lines)
+    across, left_alone, table = map(json.loads, lines)
     assert across["collectives"] == [
         f"all-gather f32[{rows},{dimensions}]",  # the candidates
         "all-reduce f32[]",  # the mean loss
@@ -79,6 +79,9 @@ def test_candidates_are_communicated_once_and_devices_share_the_rows(tmp_path):
     assert across["temporary_bytes"] < 4 * floats
     # What the compiler makes of the global arrays by itself.
     assert len(left_alone["in_loops"]) >= 4
+    # The devices exchange the rows of the batch, and not the sparse table.
+    assert f"all-gather s32[{rows}]" in table["collectives"]
+    assert not any("99991" in shape for shape in table["collectives"])
 
 
 def test_the_estimate_counts_the_rows_of_all_devices(tmp_path):

@@ -1,0 +1,156 @@
+"""Sparse updates on JAX: the gradient of the table is the updated table."""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+
+from inbatch_neg import keras_private
+from inbatch_neg.sparse_embedding import table
+from inbatch_neg.types import Tensor
+
+
+class Overwritten(keras.Variable):
+    """Takes over its gradient if the step has one.
+
+    JAX gives zeros to a weight that the loss does not depend on.
+
+    Attributes:
+        has_gradient: Whether a gradient has been traced for the next step.
+    """
+
+    has_gradient = False
+
+    def raw_value(self) -> Any:
+        """Returns the value itself."""
+        return keras.Variable.value.fget(self)
+
+    def assign(self, value: Any) -> Any:
+        """Assigns a value, unless it stands for no gradient."""
+        if keras_private.calling_optimizer() is not None:
+            if not self.has_gradient:
+                # Of no lookup, or of a function that was compiled before.
+                value = jnp.where(jnp.any(value), value, self.raw_value())
+            self.has_gradient = False
+        return super().assign(value)
+
+
+class Accumulators(Overwritten):
+    """The accumulators, which the optimizer assigns too."""
+
+    overwrite_with_gradient = True
+
+
+class Table(Overwritten, table.Table):
+    """Refuses other gradients: JAX would add them to the updated table."""
+
+    _of_step: Any = staticmethod(lambda: None)
+    _differentiated: list[Any]
+
+    @property
+    def value(self) -> Any:
+        """The table, which has no gradient in a step."""
+        value = self.raw_value()
+        return _refuse(value) if isinstance(value, jax.core.Tracer) else value
+
+    def differentiated(self, value: Any) -> list[Any]:
+        """Returns the lookups whose gradients are summed for a value."""
+        if self._of_step() is not value:
+            self._of_step = weakref.ref(value)
+            self._differentiated = []
+        return self._differentiated
+
+
+@jax.custom_vjp
+def _refuse(value: Tensor) -> Tensor:
+    return value
+
+
+@keras_private.restore_model_state
+def _refuse_gradient(_: None, gradient: Tensor) -> Any:
+    raise ValueError(
+        f"{table.DENSE} Received: a gradient of shape {gradient.shape}"
+    )
+
+
+_refuse.defvjp(lambda value: (value, None), _refuse_gradient)
+
+
+def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the vectors of (N,) ids, and a zero for the loss."""
+    value = weight.raw_value()
+    rows = value.shape[0]
+    # A negative index would count from the end.
+    ids = jnp.where((ids < 0) | (ids >= rows), rows, ids)
+    if not weight.trainable or keras_private.in_export():
+        return _take(value, ids), jnp.zeros((), value.dtype)
+    adagrad = weight.adagrad
+    lookups = weight.differentiated(value)
+    this = object()
+
+    @jax.custom_vjp
+    def run(
+        value: Tensor, accumulators: Tensor, rate: Tensor, ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return _take(value, ids), jnp.zeros((), value.dtype)
+
+    def forward(*inputs: Tensor) -> tuple[Any, Any]:
+        return run(*inputs), inputs
+
+    @keras_private.restore_model_state
+    def backward(inputs: Any, upstream: tuple[Tensor, Tensor]) -> Any:
+        lookups.append(this)
+        weight.has_gradient = adagrad.accumulators.has_gradient = True
+        if lookups[0] is not this:
+            raise ValueError(
+                "`SparseEmbedding` must be called once in a step: JAX would "
+                "add up the tables of two calls. Fix: pass all ids in one "
+                "call, as in `embedding({'item': item, 'history': history})`. "
+                f"Received: another call of {weight.path!r}"
+            )
+        if not isinstance(inputs[0], jax.core.Tracer):
+            weight.warn_of_copy("A step that is not compiled")
+        d_vectors, scale = upstream
+        d_vectors = d_vectors / jnp.where(scale == 0.0, 1.0, scale)
+        return (*_updated(inputs, d_vectors, adagrad.epsilon), None, None)
+
+    run.defvjp(forward, backward)
+    return run(value, adagrad.accumulators.value, adagrad.rate(), ids)
+
+
+def _take(value: Tensor, ids: Tensor) -> Tensor:
+    return value.at[ids].get(mode="fill", fill_value=jnp.nan)
+
+
+def _updated(
+    inputs: Sequence[Tensor], gradients: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the table and the accumulators after the step."""
+    value, accumulators, rate, ids = inputs
+    distribution = keras.distribution.distribution()
+    if distribution is not None:
+        # All devices update all rows of the batch, and exchange only these.
+        mesh = distribution.device_mesh
+        ids, gradients = (
+            keras.distribution.distribute_tensor(
+                x, keras.distribution.TensorLayout([None] * x.ndim, mesh)
+            )
+            for x in (ids, gradients)
+        )
+    # As many as ids; those that remain are out of range, and are dropped.
+    rows, segment = jnp.unique(
+        ids, return_inverse=True, size=ids.size, fill_value=value.shape[0]
+    )
+    gradients = jax.ops.segment_sum(
+        gradients.astype(accumulators.dtype), segment, ids.size
+    )
+    after = accumulators.at[rows].get(mode="fill", fill_value=1.0)
+    after += jnp.square(gradients).mean(1)
+    step = (rate / (jnp.sqrt(after) + epsilon))[:, None] * gradients
+    return (
+        value.at[rows].add(-step.astype(value.dtype), mode="drop"),
+        accumulators.at[rows].set(after, mode="drop"),
+    )
