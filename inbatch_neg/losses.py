@@ -39,7 +39,8 @@ class InBatchNegativeLoss(keras.losses.Loss):
             below 0, as scores may be.
 
     Example:
-    >>>     >>> loss = InBatchNegativeLoss()
+    >>> import numpy as np
+    >>> loss = InBatchNegativeLoss()
     >>> round(float(loss(None, np.array([1.0, 2.0, 3.0]))), 4)
     2.0
     >>> round(float(loss(None, np.array([[0.0, 0.0], [5.0, 5.0]]))), 4)

@@ -1,7 +1,7 @@
 """What MkDocs does here beyond its configuration.
 
 - Pages from the files at the root: the README is the home page. Their links
-  to the repository become links to the pages of this site.
+  to files of the repository become links to the pages of this site.
 - Formulas in ```math blocks become MathML while the site is built, so that a
   browser needs no script and no network for them. GitHub typesets the same
   blocks.
@@ -25,8 +25,6 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-REPOSITORY = "https://github.com/inbatch-neg/inbatch_neg/blob/main/"
-RAW = "https://raw.githubusercontent.com/inbatch-neg/inbatch_neg/main/"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -57,8 +55,7 @@ def to_site(text: str) -> str:
     """Returns a page of the root with its links turned to this site."""
 
     def link(match: re.Match[str]) -> str:
-        target = match[1].removeprefix(REPOSITORY).removeprefix(RAW)
-        path, hash_, anchor = target.partition("#")
+        path, hash_, anchor = match[1].partition("#")
         by_source = {source: page for page, source in PAGES.items()}
         if path in by_source:
             path = by_source[path]

@@ -8,6 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tomllib
 
 import inbatch_neg
 from tests.docs import fences
@@ -22,6 +23,7 @@ PAGES = (
     "beyond-memory.md",
     "evaluation.md",
     "false-negatives.md",
+    "how-do-i.md",
     pytest.param("large-tables.md", marks=pytest.mark.keras_at_least("3.6")),
     "popular-items.md",
     # Its index is not installed beside the oldest Keras.
@@ -218,10 +220,8 @@ def test_towers_load_with_keras_alone(tmp_path):
     assert done.stdout.splitlines()[-1:] == ["loaded"]
 
 
-REPOSITORY = re.compile(
-    r"https://(github\.com/inbatch-neg/inbatch_neg/blob"
-    r"|raw\.githubusercontent\.com/inbatch-neg/inbatch_neg)/main/"
-)
+PROJECT = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())
+OURS = PROJECT["project"]["urls"]["Source"] + "/blob/"
 
 
 def headings(path):
@@ -247,17 +247,29 @@ def test_links_lead_somewhere(path):
         r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")
     ):
         place, _, anchor = link.partition("#")
-        if REPOSITORY.match(place):
-            target = DOCS.parent / REPOSITORY.sub("", place)
-        elif place.startswith("https://"):
+        # So that the links lead to the same version, in a checkout, too.
+        assert OURS not in place, link
+        if place.startswith("https://"):
             continue
-        else:
-            # An index page shows the README alone, without what is beside it.
-            assert not path.name.startswith("README") or not place, link
-            target = path.parent / place if place else path
+        target = path.parent / place if place else path
         assert target.exists(), link
         if target.suffix == ".svg":
             # For light or for dark pages, as the site and GitHub read it.
             assert re.fullmatch("gh-(light|dark)-mode-only", anchor), link
             continue
         assert not anchor or anchor in headings(target), link
+
+
+def test_readme_of_the_package_index():
+    """An index shows the README alone, without what is beside it."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    hook = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    for one in hook["substitutions"]:
+        text = re.sub(one["pattern"], one["replacement"], text)
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len([link for link in links if link.startswith(OURS)]) > 20
+    for link in links:
+        assert link.startswith(("https://", "#")), link
+        if link.startswith(OURS):
+            place = re.sub(r"[#?].*", "", link.removeprefix(f"{OURS}main/"))
+            assert (DOCS.parent / place).exists(), link

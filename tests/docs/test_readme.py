@@ -1,5 +1,7 @@
-"""The README's model reads its columns by name, whatever else there is."""
+"""The README's example: what it prints, and the columns that it reads."""
 
+import contextlib
+import io
 import pathlib
 import re
 
@@ -14,13 +16,30 @@ README = pathlib.Path(__file__).parents[2] / "README.md"
 ROWS = 64
 
 
+TEXT = README.read_text(encoding="utf-8")
+CODE = re.search(r"^```python\n(.*?)^```$", TEXT, re.S | re.M)[1]
+
+
 @pytest.fixture(scope="module")
 def readme():
-    """Returns the names that the README's example defines."""
-    text = README.read_text(encoding="utf-8")
-    names = {}
-    exec(re.search(r"^```python\n(.*?)^```$", text, re.S | re.M)[1], names)
-    return names
+    """Returns the names that the README's example defines, and its output."""
+    names, output = {}, io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(CODE, names)
+    return {**names, "output": output.getvalue()}
+
+
+def test_prints_the_recall_that_the_readme_shows(readme):
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", TEXT, re.S | re.M)
+    number = re.compile(r"0\.\d+")
+    assert number.split(readme["output"]) == number.split(shown)
+    (recall, chance), (ours, theirs) = (
+        map(float, number.findall(text)) for text in (readme["output"], shown)
+    )
+    assert recall == pytest.approx(ours, abs=0.04) and chance == theirs
+    # On the first screen, and short.
+    assert TEXT.index(CODE) < TEXT.index("\n## ")
+    assert len([line for line in CODE.splitlines() if line]) <= 30
 
 
 def loss_by_hand(model, rows):

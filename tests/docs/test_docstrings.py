@@ -1,16 +1,13 @@
-"""The examples of the README and of the docstrings run."""
+"""The examples of the docstrings run."""
 
 import doctest
 import importlib
-import pathlib
 import pkgutil
 
 import pytest
 
 import inbatch_neg
-from tests.docs import fences
 
-ROOT = pathlib.Path(__file__).parents[2]
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(inbatch_neg.__path__, "inbatch_neg.")
@@ -37,10 +34,3 @@ def test_every_public_name_has_an_example():
         thing = getattr(inbatch_neg, name)
         if name not in ("ops", "PartialBatchError"):
             assert ">>> " in thing.__doc__, name
-
-
-def test_readme():
-    page = ROOT / "README.md"
-    text = page.read_text(encoding="utf-8")
-    assert text.index("```python") < text.index("\n## ")
-    assert fences.run(page, {})
