@@ -15,7 +15,7 @@ from inbatch_neg.data.stream import Stream, read_to_end
 _MOST_LOOKED_AT = 2
 
 
-class OneReader(keras.utils.PyDataset):
+class SingleWorkerDataset(keras.utils.PyDataset):
     """Base of the batches that Keras reads itself, on JAX and PyTorch.
 
     With several workers, Keras 3.15 reads ahead to build the model, and trains
@@ -51,7 +51,7 @@ class OneReader(keras.utils.PyDataset):
             self._refuse("use_multiprocessing", value)
 
 
-class ArrayBatches(OneReader):
+class ArrayBatches(SingleWorkerDataset):
     """Full batches of rows in memory, for `fit` on JAX and PyTorch.
 
     If the rows are shuffled, every iteration has a new order, as every epoch
@@ -121,7 +121,7 @@ class ArrayBatches(OneReader):
         return self._order[1]
 
 
-class StreamBatches(OneReader):
+class StreamBatches(SingleWorkerDataset):
     """The batches of a `Stream` in order, whatever index is requested.
 
     An index tells only whether a pass over the data goes on. Keras begins a new
