@@ -30,6 +30,7 @@ def arrow_backed(value, kind):
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
 SECTION = PAGE.read_text(encoding="utf-8").split("\n### Dates and times\n")[1]
+SECTION = SECTION.split("\n### ")[0]
 # The kinds of columns in the table of the docs, and the cast of each.
 CASTS = dict(
     re.findall(r"^\| (.*?) \| `(.*?)` \|", SECTION.split("\n## ")[0], re.M)
