@@ -29,6 +29,10 @@ def run_in_chunks(
 ) -> tuple[list[Tensor], VariableValues]:
     """Returns the outputs of all rows and the assigned state."""
     weights = [(v, v.value) for v in call.trainable]
+    if call.rows[0].shape[0] <= chunk_size:  # nothing to run again
+        state = [(v, v.value) for v in call.state]
+        whole, assigned = call([*weights, *state], call.rows)
+        return whole, [(v, assigned[id(v)]) for v in call.assigned]
     new: dict[int, Tensor] = {}
     results: list[list[Tensor]] = []
     buffers = keras_private.torch_buffers(call.tower)

@@ -138,3 +138,19 @@ def test_weights_of_others_get_their_gradients(kind, reentrant):
     assert np.abs(found[0][0]).max() > 1e-3
     for one, other in zip(*found):
         assert_close(other, one, 1e-5)
+
+
+@pytest.mark.parametrize("rows, runs", [(3, 1), (4, 1), (10, 6)])
+def test_a_batch_of_one_chunk_is_run_once(rows, runs):
+    class Counted(layers.Dense):
+        calls = 0
+
+        def call(self, x):
+            self.calls += 1
+            return super().call(x)
+
+    tower = Counted(2)
+    tower.build((None, 3))
+    found = ChunkedTower(tower, 4)(keras.ops.ones((rows, 3)), training=True)
+    keras.ops.sum(found).backward()
+    assert tower.calls == runs
