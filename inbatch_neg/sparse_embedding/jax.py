@@ -56,6 +56,12 @@ class Table(Overwritten, table.Table):
         value = self.raw_value()
         return _refuse(value) if isinstance(value, jax.core.Tracer) else value
 
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Warns, too, of loss scaling: it keeps the table for a bad step."""
+        super().check_optimizer(optimizer)
+        if keras_private.scales_loss(optimizer):
+            self.warn_of_copy("`LossScaleOptimizer`, of a float16 policy,")
+
     def differentiated(self, value: Any) -> list[Any]:
         """Returns the lookups whose gradients are summed for a value."""
         if self._of_step() is not value:

@@ -45,12 +45,15 @@ class RowwiseAdagrad(keras.layers.Layer):
 
     def build(self, input_shape: Any = None) -> None:
         """Creates the accumulators."""
-        self.accumulators = engine().Accumulators(
+        # A plain variable is assigned by the table. Another kind is assigned by
+        # the optimizer, which has to know it.
+        kind = engine().Accumulators
+        self.accumulators = kind(
             keras.initializers.Constant(self.initial_accumulator),
             shape=(self.rows,),
             # A sum of many small squares.
             dtype=keras.backend.result_type(self.variable_dtype, "float32"),
-            trainable=self.trainable and backend.name == "jax",
+            trainable=self.trainable and kind is not keras.Variable,
             autocast=False,
             name="accumulators",
         )
@@ -87,11 +90,13 @@ class Table(keras.Variable):
         """
         optimizer = keras_private.calling_optimizer()
         if optimizer is not None:
-            with keras_private.restore_model_state:
-                _refuse_options(optimizer, self)
-            if backend.name == "jax" and keras_private.scales_loss(optimizer):
-                self.warn_of_copy("`LossScaleOptimizer`, of a float16 policy,")
+            self.check_optimizer(optimizer)
         return True
+
+    @keras_private.restore_model_state
+    def check_optimizer(self, optimizer: Any) -> None:
+        """Refuses an optimizer whose options do not reach the table."""
+        _refuse_options(optimizer, self)
 
     def refuse_dense(self, gradient: Any) -> None:
         """Refuses a gradient of all rows, which would replace them."""
