@@ -7,15 +7,12 @@ while tracing and for values, and cost nothing in a compiled step.
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 
 from inbatch_neg.types import Tensor
-
-if TYPE_CHECKING:
-    from inbatch_neg.backends import Tensor
 
 Choice = TypeVar("Choice")
 
@@ -136,6 +133,11 @@ def check_shifts(shifts: Any, rows: int | None) -> Tensor:
     if not dtype.startswith(("int", "uint")):
         raise TypeError(f"{rule} Received: dtype={dtype}")
     return keras.ops.cast(shifts, "int32")
+
+
+def sizes_differ(one: int | None, other: int | None) -> bool:
+    """Returns whether two dimensions are known, and not equal."""
+    return None not in (one, other) and one != other
 
 
 def check_rank(name: str, tensor: Tensor, rank: int, form: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import keras
 
-from inbatch_neg.arguments import check_rank, to_tensor
+from inbatch_neg.arguments import check_rank, sizes_differ, to_tensor
 from inbatch_neg.backends import backend
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.types import Tensor
@@ -58,7 +58,7 @@ def check_vectors(
     rows, *_, dimensions = query.shape
     candidates, *negatives, candidate_dimensions = candidate.shape
     shapes = _shapes(query, candidate)
-    if _differ(dimensions, candidate_dimensions):
+    if sizes_differ(dimensions, candidate_dimensions):
         raise ValueError(
             "`query` and `candidate` must have the same number of dimensions "
             "(columns). Fix: give both towers the same output size. "
@@ -75,7 +75,7 @@ def check_vectors(
 
 def _check_tuples(rows: int | None, candidate: Tensor, shapes: str) -> None:
     """Refuses n-tuples of other rows; logs what looks like sequences."""
-    if _differ(rows, candidate.shape[0]):
+    if sizes_differ(rows, candidate.shape[0]):
         raise ValueError(
             "`candidate` of shape (rows, 1 + negatives, dimensions) must have "
             f"one row per query. Received: {shapes}"
@@ -125,7 +125,7 @@ def check_field(batch: Batch, name: str) -> None:
     else:
         check_rank(name, tensor, 1, "(rows,)")
     check_dtype(name, keras.backend.standardize_dtype(tensor.dtype))
-    if any(map(_differ, tensor.shape, shape)):
+    if any(map(sizes_differ, tensor.shape, shape)):
         per = f"row of `{rows_of}`, {shape[0]}"
         if len(shape) == 2:
             per = f"vector of `candidate`, {tuple(shape)}"
@@ -225,7 +225,7 @@ def check_query_mask(mask: Tensor, query: Tensor) -> None:
             "`query_mask` must hold bools, True where a vector is used. "
             f"Received: dtype={dtype}"
         )
-    if any(map(_differ, mask.shape, query.shape)):
+    if any(map(sizes_differ, mask.shape, query.shape)):
         raise ValueError(
             "`query_mask` must have one entry per vector of `query`. "
             f"Received: query_mask.shape={_shape(mask)}, "
@@ -263,10 +263,6 @@ def _check_vectors_per_row(name: str, tensor: Tensor) -> None:
 
 def _known(*sizes: int | None) -> bool:
     return all(isinstance(size, int) for size in sizes)
-
-
-def _differ(one: int | None, other: int | None) -> bool:
-    return _known(one, other) and one != other
 
 
 def _shapes(query: Tensor, candidate: Tensor) -> str:

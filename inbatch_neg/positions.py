@@ -51,7 +51,9 @@ def _check(tensors: dict[str, Tensor]) -> None:
         if name == "query_ids" and len(tensor.shape) == 1:
             form = form[:1]
         shape = tuple(getattr(tensor, "shape", ()))
-        if len(shape) != len(form) or any(map(_differ, shape, form)):
+        if len(shape) != len(form) or any(
+            map(arguments.sizes_differ, shape, form)
+        ):
             raise ValueError(
                 f"`{name}` must have shape {form}, one entry per position of "
                 f"`query`. Received: {name}.shape={shape}"
@@ -62,7 +64,3 @@ def _check(tensors: dict[str, Tensor]) -> None:
             "`mask` must hold bools, False for padding. Fix: "
             f"`mask != 0`. Received: dtype={dtype}"
         )
-
-
-def _differ(one: int | None, other: int | None) -> bool:
-    return None not in (one, other) and one != other
