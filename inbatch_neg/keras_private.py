@@ -215,26 +215,29 @@ class CallArguments:
         return {**keywords.pop(self._rest.name), **keywords}
 
 
+# Before Keras 3.10 it is an attribute without functions.
+_get_mask = getattr(
+    keras_backend,
+    "get_keras_mask",
+    lambda tensor: getattr(tensor, "_keras_mask", None),
+)
+_set_mask = getattr(
+    keras_backend,
+    "set_keras_mask",
+    lambda tensor, mask: setattr(tensor, "_keras_mask", mask),
+)
+
+
 def masks_of(tensors: Any) -> Any:
     """Returns the nest of the masks that tensors carry, None without one."""
-    get = getattr(keras_backend, "get_keras_mask", None)
-    if get is None:
-        return keras.tree.map_structure(
-            lambda x: getattr(x, "_keras_mask", None), tensors
-        )
-    return keras.tree.map_structure(get, tensors)
+    return keras.tree.map_structure(_get_mask, tensors)
 
 
 def attach_masks(tensors: Any, masks: Any) -> None:
     """Lets tensors carry the masks of a nest, where these are not None."""
-    set_mask = getattr(keras_backend, "set_keras_mask", None)
     for x, mask in zip(keras.tree.flatten(tensors), keras.tree.flatten(masks)):
-        if mask is None:
-            continue
-        if set_mask is None:
-            x._keras_mask = mask
-        else:
-            set_mask(x, mask)
+        if mask is not None:
+            _set_mask(x, mask)
 
 
 def torch_buffers(layer: keras.Layer) -> list[Any]:
