@@ -7,7 +7,6 @@ Every step is saved, and training goes on from the last one saved, with the rows
 of the epoch that comes. Ends with 4 after an error of the engine.
 """
 
-import itertools
 import json
 import os
 import pathlib
@@ -71,16 +70,8 @@ def train(folder, rank, count, strategy, event):
         ]
     global_step = tf.function(global_step, input_signature=signature)
     first = int(step_count)
-    batches = inbatch_neg.full_batches(
-        rows,
-        problem.GLOBAL_ROWS // count,
-        shuffle=True,
-        seed=1,
-        shard="auto",
-        first_epoch=first // problem.STEPS,
-    )
-    epochs = itertools.chain.from_iterable(itertools.repeat(batches))
-    for step, batch in zip(range(first, STEPS), epochs):
+    batches = problem.batches_from(first, count)
+    for step, batch in zip(range(first, STEPS), batches):
         unequal = event == "unequal" and rank == count - 1 and step == 2
         end = -2 if unequal else None
         if event == "kill" and rank == count - 1 and step == 3:

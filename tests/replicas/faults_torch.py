@@ -7,7 +7,6 @@ on from the last one saved, with the rows of the epoch that comes. Ends with 3
 after `PartialBatchError`, with 4 after an error of the engine.
 """
 
-import itertools
 import os
 import pathlib
 import signal
@@ -37,17 +36,9 @@ def train(folder, rank, count, event):
     if count > 1:
         module = torch.nn.parallel.DistributedDataParallel(towers)
     loss_of = inbatch_neg.InBatchNegativeLoss()
-    batches = inbatch_neg.full_batches(
-        problem.data(),
-        problem.GLOBAL_ROWS // count,
-        shuffle=True,
-        seed=1,
-        shard="auto",
-        first_epoch=first // problem.STEPS,
-    )
-    epochs = itertools.chain.from_iterable(itertools.repeat(batches))
+    batches = problem.batches_from(first, count)
     losses = []
-    for step, batch in zip(range(first, STEPS), epochs):
+    for step, batch in zip(range(first, STEPS), batches):
         unequal = event == "unequal" and rank == count - 1 and step == 2
         end = -2 if unequal else None
         batch = {k: torch.as_tensor(v[:end]) for k, v in batch.items()}

@@ -5,6 +5,7 @@ same weights and writes what came out; the test compares the files.
 """
 
 import functools
+import itertools
 
 import keras
 import numpy as np
@@ -280,3 +281,16 @@ def save(path, results):
             for name, value in values.items()
         },
     )
+
+
+def batches_from(step, processes):
+    """Returns the batches of this process from a step on, without an end."""
+    batches = inbatch_neg.full_batches(
+        data(),
+        GLOBAL_ROWS // processes,
+        shuffle=True,
+        seed=1,
+        shard="auto",
+        first_epoch=step // STEPS,
+    )
+    return itertools.chain.from_iterable(itertools.repeat(batches))
