@@ -118,6 +118,16 @@ def assert_equal_results(expected, actual, cases=()):
         assert error <= 1e-5 * scale, f"{name}: {error:.1e} of {scale:.1e}"
 
 
+def assert_refused(process, seeds):
+    """Checks what `problem.print_refusals` printed, the same everywhere."""
+    lines = process.log.read_text().splitlines()
+    assert [line for line in lines if line.startswith("refused: ")] == [
+        "refused: `batch_size` by process: [4, 5]",
+        f"refused: `seed`, -1 for None, by process: {seeds}",
+        "refused: rows of `data`, -1 if unknown, by process: [24, 25]",
+    ]
+
+
 def columns(folder, engine, replicas):
     """Returns what `columns.py` shows, the replicas' rows in order."""
     (port,) = free_ports(1)

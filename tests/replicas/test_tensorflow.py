@@ -126,6 +126,7 @@ def test_unequal_rows_are_an_error_on_every_worker(tmp_path):
         assert "InvalidArgumentError" in text
         assert "must have the same number of rows" in text
         assert "done 1\n" in text and "done 2\n" not in text
+        launch.assert_refused(process, seeds=[2**40, 2**41])
 
 
 def test_training_survives_a_killed_worker(tmp_path):
