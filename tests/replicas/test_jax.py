@@ -115,7 +115,16 @@ def test_backup_and_restore_after_a_kill(tmp_path):
 
 
 def test_the_example_learns(tmp_path):
-    launch.assert_example_learns(tmp_path, ENGINE)
+    (port,) = launch.free_ports(1)
+    launch.assert_example_learns(
+        tmp_path,
+        ENGINE,
+        [{}, {}],
+        [
+            ("--processes", 2, "--process", process, "--port", port)
+            for process in range(2)
+        ],
+    )
 
 
 def test_rows_that_the_devices_do_not_divide_are_an_error(tmp_path):
