@@ -1,4 +1,4 @@
-"""What `replicas_{jax,tensorflow,torch,workers}.py` train: the towers, the rows.
+"""The rows and the towers of `replicas_{jax,tensorflow,torch,workers}.py`.
 
     python replicas_towers.py
 
@@ -11,7 +11,6 @@ import argparse
 import pathlib
 
 import keras
-import numpy as np
 from keras import ops
 
 import inbatch_neg

@@ -1,11 +1,10 @@
 """Negatives from every worker, on TensorFlow with a loop of one's own.
 
     python replicas_towers.py  # writes the rows
-    export CLUSTER='"cluster": {"worker": ["127.0.0.1:12331", "127.0.0.1:12332"]}'
-    for i in 0 1; do
-      TF_CONFIG="{$CLUSTER, \\"task\\": {\\"type\\": \\"worker\\", \\"index\\": $i}}" \\
-        python replicas_workers.py &
-    done; wait
+    TF_CONFIG=... python replicas_workers.py
+
+`TF_CONFIG` names all workers, and this one: see docs/several-devices.md, "Which
+backend to choose".
 
 If a worker dies, the others end within the time given below. Start all of them
 again, and training goes on with the next epoch.

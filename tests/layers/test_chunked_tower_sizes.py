@@ -25,6 +25,7 @@ from keras import layers
 from inbatch_neg import ChunkedTower
 
 WIDTH = 4
+
 def embedding():
     return layers.Embedding(13, WIDTH, mask_zero=True)
 
