@@ -1,5 +1,6 @@
 """The pages of the site: none is missing, and none is left behind."""
 
+import importlib
 import inspect
 import pathlib
 import re
@@ -60,6 +61,16 @@ def test_every_public_member_is_documented(name):
             )
             if documented and not member.startswith("_"):
                 assert inspect.getdoc(value), f"{name}.{member}"
+
+
+def test_charts_find_their_tables(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "pictures")
+    charts = importlib.import_module("charts")
+    for panels in (charts.scale(), charts.towers()):
+        assert len(panels) > 1
+        for lines in panels.values():
+            assert all(len(values) >= 3 for values in lines.values())
 
 
 def test_citation_and_changelog_have_the_version_of_the_package():
