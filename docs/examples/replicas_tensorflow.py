@@ -3,7 +3,7 @@
     python replicas_tensorflow.py
 
 Uses the GPUs if there are two or more, else the CPU as two devices. For
-several machines, see "Several workers" in docs/replicas.md.
+several machines, see "Several workers" in docs/several-devices.md.
 """
 
 import os

@@ -17,8 +17,8 @@ from tests.helpers import BACKEND, to_numpy, value_and_gradients
 pytestmark = pytest.mark.once
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-# docs/training.md and docs/serving.md have tests of their own; docs/replicas.md
-# needs several workers, and tests/replicas runs its code.
+# docs/training.md and docs/serving.md have tests of their own;
+# docs/several-devices.md needs several workers: tests/replicas runs its code.
 PAGES = (
     "beyond-memory.md",
     "evaluation.md",
