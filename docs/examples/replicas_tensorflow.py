@@ -1,9 +1,10 @@
 """Negatives from every device of one machine, on TensorFlow with `fit`.
 
+    python replicas_towers.py  # writes the rows
     python replicas_tensorflow.py
 
 Uses the GPUs if there are two or more, else the CPU as two devices. For
-several machines, see "Several workers" in docs/several-devices.md.
+several machines, see `replicas_workers.py`.
 """
 
 import os
@@ -13,11 +14,13 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from replicas_towers import (  # noqa: E402
-    EPOCHS,
     GLOBAL_BATCH,
-    Towers,
-    pairs,
+    LEARNING_RATE,
+    batches,
+    options,
+    read,
     report,
+    towers,
 )
 
 import inbatch_neg  # noqa: E402
@@ -33,6 +36,7 @@ def devices():
 
 def main():
     """Trains, and prints what was learned."""
+    given = options()
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(
         cpu, [tf.config.LogicalDeviceConfiguration()] * 2
@@ -41,16 +45,19 @@ def main():
     count = strategy.num_replicas_in_sync
     print(f"{count} replicas with {GLOBAL_BATCH // count} rows each")
 
+    split = read(given.data)
+    keras.utils.set_random_seed(0)
     # The weights must be made in the scope.
     with strategy.scope():
-        towers = Towers()
-        towers.compile(
-            keras.optimizers.Adam(0.01), loss=inbatch_neg.InBatchNegativeLoss()
+        model = towers(split)
+        model.compile(
+            keras.optimizers.Adam(LEARNING_RATE),
+            loss=inbatch_neg.InBatchNegativeLoss(),
         )
-    # The size of the global batch: a multiple of the number of replicas.
-    dataset = inbatch_neg.full_batches(pairs(), GLOBAL_BATCH, shuffle=True)
-    towers.fit(dataset, epochs=EPOCHS, shuffle=False, verbose=2)
-    report(towers)
+    # One process deals out the global batches.
+    dataset = batches(given.folder, 1)
+    model.fit(dataset, epochs=given.epochs, shuffle=False, verbose=2)
+    report(model, split)
 
 
 if __name__ == "__main__":

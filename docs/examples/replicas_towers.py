@@ -1,63 +1,118 @@
-"""The data and the two towers of `replicas_{tensorflow,jax,torch}.py`.
+"""What `replicas_{jax,tensorflow,torch,workers}.py` train: the towers, the rows.
 
-Users and items are of one of 20 kinds, and users take items of their own kind.
+    python replicas_towers.py
+
+writes the rows of MovieLens-100K to train on to `replicas/pairs.parquet`. Each
+process reads its part of them, and the recall on the test items is that of one
+process with the same global batch.
 """
+
+import argparse
+import pathlib
 
 import keras
 import numpy as np
+from keras import ops
 
 import inbatch_neg
 
-KINDS, USERS, ITEMS = 20, 2_000, 1_000
-GLOBAL_BATCH = 512
-EPOCHS = 6
+GLOBAL_BATCH = 1024
+DIMENSIONS = 64
+LEARNING_RATE = 1e-2
 
 
-def pairs(rows=20_480, seed=0):
-    """Returns the ids of users and of the items that they took."""
-    random = np.random.default_rng(seed)
-    user = random.integers(0, USERS, rows)
-    # Popularity falls with the number; item i is of kind i mod 20.
-    place = (ITEMS / KINDS * random.uniform(size=rows) ** 2).astype("int64")
-    return {"user": user, "item": place * KINDS + user % KINDS}
+def options(**more):
+    """Returns the arguments of the command line.
+
+    Args:
+        more: {name: default} of further integers.
+    """
+    parser = argparse.ArgumentParser()
+    add = parser.add_argument
+    add("--folder", type=pathlib.Path, default="replicas", help="of all files")
+    add("--data", help="folder with u.data (else MovieLens-100K is loaded)")
+    add("--epochs", type=int, default=8)
+    for name, default in more.items():
+        add(f"--{name}", type=int, default=default)
+    return parser.parse_args()
 
 
-class Towers(keras.Model):
-    """From a batch of pairs to its losses, with everyone's candidates."""
+def read(data):
+    """Returns the `Split` of the ratings in a folder, None: MovieLens-100K."""
+    from movielens_data import load_ratings, split_last_two
 
-    def __init__(self):
-        super().__init__()
-        self.users = keras.layers.Embedding(USERS, 32)
-        self.items = keras.layers.Embedding(ITEMS, 32)
-        self.unit_length = keras.layers.UnitNormalization()
-        self.probability = inbatch_neg.StreamingSamplingProbability(2 * ITEMS)
-        self.softmax = inbatch_neg.InBatchNegativeSoftmax(
-            temperature=0.1, cross_replica=True
-        )
-
-    def call(self, batch, training=None):
-        """Returns one loss per row."""
-        item_id = batch["item"]
-        return self.softmax(
-            self.unit_length(self.users(batch["user"])),
-            self.unit_length(self.items(item_id)),
-            candidate_ids=item_id,
-            query_ids=batch["user"],
-            candidate_sampling_probability=self.probability(
-                item_id, training=training
-            ),
-            training=training,
-        )
+    return split_last_two(load_ratings(data))
 
 
-def report(towers):
-    """Prints whether the towers have learned the kinds."""
-    user = keras.ops.convert_to_numpy(towers.users.embeddings)
-    item = keras.ops.convert_to_numpy(towers.items.embeddings)
-    item = item / np.linalg.norm(item, axis=1, keepdims=True)
-    nearest = np.argsort(-(user @ item.T), axis=1)[:, :10]
-    own_kind = nearest % KINDS == np.arange(USERS)[:, None] % KINDS
-    print(
-        f"of a user's 10 nearest items, {own_kind.mean():.0%} are of the "
-        f"user's kind ({1 / KINDS:.0%} by chance)"
+def batches(folder, count, first_epoch=0, **arguments):
+    """Returns this process's part of the global batches.
+
+    Args:
+        folder: With the rows.
+        count: The number of replicas that share a global batch.
+        first_epoch: Where their order begins, as in `full_batches`.
+        arguments: Further ones of `full_batches`.
+    """
+    return inbatch_neg.full_batches(
+        str(folder / "pairs.parquet"),
+        GLOBAL_BATCH // count,
+        shuffle=True,
+        seed=0,  # the same in every process
+        first_epoch=first_epoch,
+        **{"shard": "auto", **arguments},
     )
+
+
+def towers(split):
+    """Returns the model from a batch of pairs to its losses."""
+    user_id = keras.Input((), dtype="int32", name="user")
+    item_id = keras.Input((), dtype="int32", name="item")
+    user = keras.layers.Embedding(split.num_users, DIMENSIONS, name="users")
+    item = keras.layers.Embedding(split.num_items, DIMENSIONS, name="items")
+    probability = inbatch_neg.StreamingSamplingProbability(10_000, num_hashes=4)
+    # Everyone's candidates.
+    softmax = inbatch_neg.InBatchNegativeSoftmax(
+        temperature=0.2, cross_replica=True
+    )
+    losses = softmax(
+        keras.layers.UnitNormalization()(user(user_id)),
+        keras.layers.UnitNormalization()(item(item_id)),
+        candidate_ids=item_id,
+        query_ids=user_id,
+        candidate_sampling_probability=probability(item_id),
+    )
+    return keras.Model({"user": user_id, "item": item_id}, losses)
+
+
+def report(model, split):
+    """Prints how well the towers find the test items. It sends nothing."""
+    user, item = (
+        ops.convert_to_numpy(ops.normalize(model.get_layer(name).embeddings))
+        for name in ("users", "items")
+    )
+    had = [[*a, b] for a, b in zip(split.seen, split.validation)]
+    found = inbatch_neg.RetrievalEvaluation(
+        None, None, user, split.test, item, seen=had, k=10
+    )()
+    print(
+        f"recall@10 {found['recall@10']:.3f}, ndcg@10 {found['ndcg@10']:.3f}, "
+        f"by chance {10 / split.num_items:.3f}",
+        flush=True,
+    )
+
+
+def main():
+    """Writes the rows to train on."""
+    import pandas
+
+    given = options()
+    split = read(given.data)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    path = given.folder / "pairs.parquet"
+    rows = {"user": split.users, "item": split.items}
+    pandas.DataFrame(rows).to_parquet(path, row_group_size=8192)
+    print(f"{len(split.users):,} rows in {path}")
+
+
+if __name__ == "__main__":
+    main()

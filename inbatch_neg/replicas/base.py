@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from inbatch_neg.types import Tensor
 
 
@@ -102,3 +104,12 @@ class Replicas:
     def averages_shapes_of_symbolic_calls(self) -> bool:
         """Returns whether a symbolic call may see floats for integers."""
         return False
+
+
+def first_difference(gathered: np.ndarray) -> tuple[int, list[int]] | None:
+    """Returns the first column whose entries differ, and the entries."""
+    differ = np.flatnonzero((gathered != gathered[:1]).any(0))
+    if not len(differ):
+        return None
+    first = int(differ[0])
+    return first, gathered[:, first].tolist()

@@ -4,10 +4,17 @@ from collections.abc import Callable
 
 import jax
 import keras
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from inbatch_neg import keras_private
-from inbatch_neg.replicas.base import Collectives, Replicas, Sharding
+from inbatch_neg.replicas.base import (
+    Collectives,
+    Replicas,
+    Sharding,
+    first_difference,
+)
 from inbatch_neg.types import Tensor
 
 
@@ -32,6 +39,13 @@ class JaxReplicas(Replicas):
         if joined and joined():
             return jax.process_index(), jax.process_count()
         return 0, 1
+
+    def differing(self, numbers: list[int]) -> tuple[int, list[int]] | None:
+        """Compares them in JAX' cluster."""
+        # As bytes, since JAX has integers of 32 bits.
+        own = np.array(numbers, "int64").view("uint8")
+        gathered = np.asarray(multihost_utils.process_allgather(own))
+        return first_difference(gathered.view("int64"))
 
     def devices(self) -> int:
         """Returns those of Keras' distribution, 1 if none is set."""

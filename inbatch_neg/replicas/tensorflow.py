@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from inbatch_neg import keras_private
 from inbatch_neg.backends.tensorflow import after_check
-from inbatch_neg.replicas.base import Collectives, Replicas
+from inbatch_neg.replicas.base import Collectives, Replicas, first_difference
 from inbatch_neg.types import Tensor
 
 
@@ -31,6 +31,19 @@ class TensorFlowReplicas(Replicas):
         ]
         own = resolver.task_type, resolver.task_id
         return (workers.index(own), len(workers)) if own in workers else (0, 1)
+
+    def differing(self, numbers: list[int]) -> tuple[int, list[int]] | None:
+        """Compares them in the scope of a strategy of several workers."""
+        strategy = tf.distribute.get_strategy()
+        if strategy.num_replicas_in_sync < self.process()[1]:
+            return None
+        own = strategy.experimental_distribute_values_from_function(
+            lambda _: tf.constant([numbers], "int64")
+        )
+        gathered = strategy.gather(own, axis=0).numpy()
+        # A worker with several devices says the same for each.
+        devices = len(strategy.experimental_local_results(own))
+        return first_difference(gathered[::devices])
 
     def count(self) -> int:
         """Also counts the replicas of a strategy in symbolic calls."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import distributed
 
-from inbatch_neg.replicas.base import Collectives, Replicas
+from inbatch_neg.replicas.base import Collectives, Replicas, first_difference
 from inbatch_neg.types import Tensor
 
 # What the processes compare of each tensor.
@@ -38,7 +38,8 @@ class TorchReplicas(Replicas):
         own = torch.tensor(
             [numbers], dtype=torch.int64, device="cuda" if on_gpu else "cpu"
         )
-        return _first_difference(_ProcessGroupCollectives().gather_values(own))
+        gathered = _ProcessGroupCollectives().gather_values(own)
+        return first_difference(gathered.numpy(force=True))
 
 
 class _ProcessGroupCollectives(Collectives):
@@ -77,11 +78,10 @@ class _ProcessGroupCollectives(Collectives):
             own += [len(shape), *shape[:3], *[0] * (3 - len(shape))]
             own.append(0 if tensor is None else _dtype_number(tensor))
         device = next(x.device for x in tensors.values() if x is not None)
-        difference = _first_difference(
-            self.gather_values(
-                torch.tensor([own], dtype=torch.int64, device=device)
-            )
+        gathered = self.gather_values(
+            torch.tensor([own], dtype=torch.int64, device=device)
         )
+        difference = first_difference(gathered.numpy(force=True))
         if difference is not None:
             place, received = difference
             tensor, what = divmod(place, len(_COMPARED))
@@ -90,15 +90,6 @@ class _ProcessGroupCollectives(Collectives):
                 f"{received}"
             )
         return dict(tensors)
-
-
-def _first_difference(gathered: Tensor) -> tuple[int, list[int]] | None:
-    """Returns the first column whose entries differ, and the entries."""
-    differ = (gathered != gathered[:1]).any(0).nonzero()
-    if not len(differ):
-        return None
-    first = int(differ[0])
-    return first, gathered[:, first].tolist()
 
 
 def _dtype_number(tensor: Tensor) -> int:

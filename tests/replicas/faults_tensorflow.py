@@ -96,6 +96,11 @@ def main(folder, count, event):
             )
         )
     assert strategy.num_replicas_in_sync == count
+    if event == "unequal":
+        with strategy.scope():
+            problem.print_refusals(
+                batch_size=4 + rank, seed=2**40 * (1 + rank), rows=24 + rank
+            )
     try:
         result = train(folder, rank, count, strategy, event)
     except (tf.errors.OpError, ValueError) as error:

@@ -118,6 +118,16 @@ def assert_equal_results(expected, actual, cases=()):
         assert error <= 1e-5 * scale, f"{name}: {error:.1e} of {scale:.1e}"
 
 
+def assert_refused(process, seeds):
+    """Checks what `problem.print_refusals` printed, the same everywhere."""
+    lines = process.log.read_text().splitlines()
+    assert [line for line in lines if line.startswith("refused: ")] == [
+        "refused: `batch_size` by process: [4, 5]",
+        f"refused: `seed`, -1 for None, by process: {seeds}",
+        "refused: rows of `data`, -1 if unknown, by process: [24, 25]",
+    ]
+
+
 def columns(folder, engine, replicas):
     """Returns what `columns.py` shows, the replicas' rows in order."""
     (port,) = free_ports(1)
@@ -229,25 +239,51 @@ def assert_estimate_is_right(folder, engine):
     finish([start("estimate", engine=engine, log=log)])
 
 
-def assert_example_learns(folder, engine, environments=({},)):
-    """Runs `docs/examples/replicas_<engine>.py`, a process per environment.
+def assert_example_learns(
+    folder, engine, environments=({},), arguments=((),), program=None
+):
+    """Runs `docs/examples/replicas_<program>.py` on ratings made up here.
 
-    Returns:
-        What the first process printed.
+    Args:
+        folder: For the ratings, the rows and the logs.
+        engine: The backend, and the program unless it is named.
+        environments: Of each process.
+        arguments: Of each process.
+        program: The last part of the program's name.
     """
-    program = f"docs/examples/replicas_{engine}.py"
-    processes = [
-        start(
-            program,
+    _write_ratings(folder)
+    shared = ("--data", folder, "--folder", folder, "--epochs", 16)
+
+    def example(name, log, *more, **environment):
+        return start(
+            f"docs/examples/replicas_{name}.py",
+            *shared,
+            *more,
             engine=engine,
-            log=folder / f"example{rank}.log",
+            log=folder / log,
             **environment,
         )
-        for rank, environment in enumerate(environments)
+
+    finish([example("towers", "rows.log")])
+    processes = [
+        example(program or engine, f"example{rank}.log", *more, **environment)
+        for rank, (environment, more) in enumerate(
+            zip(environments, arguments, strict=True)
+        )
     ]
     finish(processes)
     text = processes[0].log.read_text()
-    found = re.search(r"10 nearest items, (\d+)% are of the user's kind", text)
+    found = re.search(r"recall@10 ([0-9.]+), .* by chance ([0-9.]+)", text)
     assert found, tail(processes[0])
-    assert int(found.group(1)) > 90
-    return text
+    assert float(found.group(1)) > 0.7
+    assert float(found.group(2)) < 0.05
+
+
+def _write_ratings(folder, users=300, kinds=10, items_of_a_kind=30):
+    """Writes a `u.data` of users who take items of one kind."""
+    random = np.random.default_rng(0)
+    lines = []
+    for user in range(users):
+        taken = random.permutation(items_of_a_kind)[:20] * kinds + user % kinds
+        lines += [f"{user} {item} 5 {t}" for t, item in enumerate(taken)]
+    (folder / "u.data").write_text("\n".join(lines))

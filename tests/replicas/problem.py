@@ -294,3 +294,17 @@ def batches_from(step, processes):
         first_epoch=step // STEPS,
     )
     return itertools.chain.from_iterable(itertools.repeat(batches))
+
+
+def print_refusals(**other):
+    """Prints what `full_batches` says of one different argument at a time."""
+    common = {"batch_size": 4, "seed": 1, "rows": 24}
+    for name, value in other.items():
+        arguments = {**common, name: value}
+        rows = np.arange(arguments.pop("rows"))
+        try:
+            inbatch_neg.full_batches(
+                rows, shuffle=True, shard="auto", **arguments
+            )
+        except ValueError as error:
+            print(f"refused: {str(error).split('Received: ')[1]}", flush=True)

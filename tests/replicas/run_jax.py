@@ -1,7 +1,9 @@
 """Trains every case on JAX: alone, data parallel, or on a 2-D mesh.
 
-Arguments: output file, way ("fit" or "loop"), distribution ("none", "data"
-or "model"), number of devices, cases (all, unless named).
+Arguments: output file, way ("fit" or "loop"), distribution ("none", "data",
+"model" or "processes"), number of devices, cases (all, unless named). The
+variables PORT, PROCESSES and PROCESS tell about the processes, each of which
+has that number of devices.
 """
 
 import os
@@ -20,10 +22,31 @@ from tests.replicas import problem  # noqa: E402
 LEARNING_RATE = 0.5
 
 
+def join():
+    """Joins the other processes; prints what `full_batches` refuses there."""
+    process = int(os.environ["PROCESS"])
+    jax.distributed.initialize(
+        f"127.0.0.1:{os.environ['PORT']}",
+        int(os.environ["PROCESSES"]),
+        process,
+    )
+    # JAX compares the first weights of all processes.
+    keras.utils.set_random_seed(0)
+    # More than 32 bits, which JAX would lose.
+    problem.print_refusals(
+        batch_size=4 + process, seed=2**40 * (1 + process), rows=24 + process
+    )
+
+
 def set_distribution(kind):
     devices = keras.distribution.list_devices("cpu")
-    assert len(devices) == _DEVICES, devices
-    if kind == "data":
+    assert len(devices) == _DEVICES * jax.process_count(), devices
+    if kind == "processes":
+        # Each reads its own rows.
+        chosen = keras.distribution.DataParallel(
+            devices=devices, auto_shard_dataset=False
+        )
+    elif kind == "data":
         chosen = keras.distribution.DataParallel(devices=devices)
     elif kind == "model":
         mesh = keras.distribution.DeviceMesh(
@@ -38,9 +61,12 @@ def set_distribution(kind):
     keras.distribution.set_distribution(chosen)
 
 
-def dataset_of(case):
+def dataset_of(case, kind):
     arguments = problem.fit_arguments(case)
     data = arguments[0] if len(arguments) == 1 else arguments
+    if kind == "processes":
+        rows = problem.GLOBAL_ROWS // jax.process_count()
+        return inbatch_neg.full_batches(data, rows, shard="auto")
     dataset = tf.data.Dataset.from_tensor_slices(data)
     return dataset.batch(problem.GLOBAL_ROWS, drop_remainder=True)
 
@@ -88,6 +114,8 @@ def loop(towers, dataset):
 
 
 def main(output, way, kind, _, *cases):
+    if kind == "processes":
+        join()
     if kind != "none":
         set_distribution(kind)
     results = {}
@@ -97,9 +125,9 @@ def main(output, way, kind, _, *cases):
             held = towers.users.embeddings.value.sharding
             assert not held.is_fully_replicated, held
         if way == "fit":
-            losses = problem.fit(towers, dataset_of(case), LEARNING_RATE)
+            losses = problem.fit(towers, dataset_of(case, kind), LEARNING_RATE)
         else:
-            losses = loop(towers, dataset_of(case))
+            losses = loop(towers, dataset_of(case, kind))
         results[case] = problem.result(towers, losses)
     problem.save(output, results)
 

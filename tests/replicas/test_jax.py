@@ -15,9 +15,14 @@ pytestmark = pytest.mark.backends(ENGINE)
 FEW = ("everything", "rotation", "memory", "chunked")
 
 
-def train(output, *arguments):
+def train(output, *arguments, **environment):
     return launch.start(
-        "run_jax", output, *arguments, engine=ENGINE, log=f"{output}.log"
+        "run_jax",
+        output,
+        *arguments,
+        engine=ENGINE,
+        log=f"{output}.log",
+        **environment,
     )
 
 
@@ -43,6 +48,23 @@ def test_four_devices_equal_one_device(alone, tmp_path, way, kind, cases):
     file = tmp_path / "distributed.npz"
     launch.finish([train(file, way, kind, 4, *cases)])
     launch.assert_equal_results(alone[way], file, cases)
+
+
+def test_two_processes_equal_one_device(alone, tmp_path):
+    cases = ("everything", "memory")
+    (port,) = launch.free_ports(1)
+    processes = [
+        train(
+            *(tmp_path / f"{process}.npz", "fit", "processes", 1, *cases),
+            **{"PORT": str(port), "PROCESSES": "2", "PROCESS": str(process)},
+        )
+        for process in range(2)
+    ]
+    launch.finish(processes)
+    for number, process in enumerate(processes):
+        file = tmp_path / f"{number}.npz"
+        launch.assert_equal_results(alone["fit"], file, cases)
+        launch.assert_refused(process, seeds=[2**40, 2**41])
 
 
 def test_columns_follow_the_global_batch(tmp_path):
@@ -93,7 +115,16 @@ def test_backup_and_restore_after_a_kill(tmp_path):
 
 
 def test_the_example_learns(tmp_path):
-    launch.assert_example_learns(tmp_path, ENGINE)
+    (port,) = launch.free_ports(1)
+    launch.assert_example_learns(
+        tmp_path,
+        ENGINE,
+        [{}, {}],
+        [
+            ("--processes", 2, "--process", process, "--port", port)
+            for process in range(2)
+        ],
+    )
 
 
 def test_rows_that_the_devices_do_not_divide_are_an_error(tmp_path):

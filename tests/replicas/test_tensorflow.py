@@ -41,20 +41,27 @@ def workers(program, number, log, *arguments):
 
     `{rank}` in an argument becomes the number of the worker.
     """
-    cluster = {
-        "worker": [f"127.0.0.1:{port}" for port in launch.free_ports(number)]
-    }
     return [
         launch.start(
             program,
             *(str(argument).format(rank=rank) for argument in arguments),
             engine=ENGINE,
             log=f"{log}{rank}.log",
-            TF_CONFIG=json.dumps(
-                {"cluster": cluster, "task": {"type": "worker", "index": rank}}
-            ),
+            **environment,
         )
-        for rank in range(number)
+        for rank, environment in enumerate(environments(number))
+    ]
+
+
+def environments(number):
+    """Returns the variables of each worker on this machine."""
+    cluster = {
+        "worker": [f"127.0.0.1:{port}" for port in launch.free_ports(number)]
+    }
+    tasks = [{"type": "worker", "index": rank} for rank in range(number)]
+    return [
+        {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
+        for task in tasks
     ]
 
 
@@ -126,6 +133,7 @@ def test_unequal_rows_are_an_error_on_every_worker(tmp_path):
         assert "InvalidArgumentError" in text
         assert "must have the same number of rows" in text
         assert "done 1\n" in text and "done 2\n" not in text
+        launch.assert_refused(process, seeds=[2**40, 2**41])
 
 
 def test_training_survives_a_killed_worker(tmp_path):
@@ -144,3 +152,9 @@ def test_backup_and_restore_after_a_kill(tmp_path):
 
 def test_the_example_learns(tmp_path):
     launch.assert_example_learns(tmp_path, ENGINE)
+
+
+def test_the_example_of_two_workers_learns(tmp_path):
+    launch.assert_example_learns(
+        tmp_path, ENGINE, environments(2), [(), ()], program="workers"
+    )

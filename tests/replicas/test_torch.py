@@ -1,7 +1,5 @@
 """PyTorch: `torch.distributed` with gloo."""
 
-import re
-
 import pytest
 
 from tests.replicas import launch
@@ -112,10 +110,9 @@ def test_the_example_learns(tmp_path):
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    text = launch.assert_example_learns(
+    launch.assert_example_learns(
         tmp_path,
         ENGINE,
         [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"],
+        [(), ()],
     )
-    # One process evaluates, and the others wait for it.
-    assert float(re.search(r"recall@10': ([0-9.]+)", text).group(1)) > 0.2
