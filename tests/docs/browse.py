@@ -3,9 +3,10 @@
     python tests/docs/browse.py site [--screenshots FOLDER]
 
 At the width of a desktop, light, and of a phone, dark: no error in the console,
-no internal link or anchor without a target, nothing wider than the window, and
-no request to another site. Then the search finds a page, and the copy button
-leaves out the prompts of an example.
+no link to this site or to a file of ours without a target, nothing wider than
+the window, and no request to another site. Then the search finds what people
+type, the page of a layer begins with `call`, and the copy button leaves out the
+prompts of an example.
 
 Needs `playwright`, and Chromium or Chrome on the path. Without a browser it
 says so and ends well, unless `CI_HAS_CHROMIUM` is set.
@@ -24,6 +25,9 @@ import urllib.parse
 
 from playwright import sync_api
 
+ROOT = pathlib.Path(__file__).parents[2]
+SOURCES = "inbatch_neg/inbatch_neg/blob/main/"
+LAYER = "inbatch_neg.InBatchNegativeSoftmax"
 DEVICES = {
     "desktop": {
         "viewport": {"width": 1280, "height": 900},
@@ -153,6 +157,9 @@ def broken_links(site, home, links, ids):
     found = []
     for page, targets in links.items():
         for target in sorted(set(targets)):
+            _, ours, file = target.partition(SOURCES)
+            if ours and not (ROOT / file.partition("#")[0]).is_file():
+                found.append(f"{page}: no such file: {target}")
             if not target.startswith(home):
                 continue
             path, anchor = urllib.parse.urldefrag(target.removeprefix(home))
@@ -224,6 +231,9 @@ def browse(site, executable, screenshots=None):
         copy(context, home, problems)
         browser.close()
     problems += broken_links(site, home, links, ids)
+    members = [one for one in ids[f"/api/{LAYER[12:]}/"] if f"{LAYER}." in one]
+    if members[0] != f"{LAYER}.call":
+        problems.append(f"{LAYER}: `call` is not the first of {members}")
     print(f"{len(paths)} pages, {sum(map(len, links.values()))} links")
     return problems
 
