@@ -75,8 +75,14 @@ class InBatchTopKAccuracy(_InBatchMetric):
             not hold logits.
 
     Example:
+    >>> import keras
     >>> import numpy as np
+    >>> from inbatch_neg import InBatchNegativeLoss, InBatchNegativeSoftmax
+    >>> user, item = keras.Input((8,)), keras.Input((8,))
+    >>> logits = InBatchNegativeSoftmax(return_logits=True)(user, item)
+    >>> model = keras.Model([user, item], logits)
     >>> metric = InBatchTopKAccuracy(k=1)
+    >>> model.compile("sgd", InBatchNegativeLoss(), metrics=[metric])
     >>> float(metric(None, np.array([[2.0, 1.0], [1.0, 1.0]])))  # a tie
     0.5
 
@@ -124,8 +130,14 @@ class InBatchMeanReciprocalRank(_InBatchMetric):
         ValueError: in the call, if `y_pred` does not hold logits.
 
     Example:
+    >>> import keras
     >>> import numpy as np
+    >>> from inbatch_neg import InBatchNegativeLoss, InBatchNegativeSoftmax
+    >>> user, item = keras.Input((8,)), keras.Input((8,))
+    >>> logits = InBatchNegativeSoftmax(return_logits=True)(user, item)
+    >>> model = keras.Model([user, item], logits)
     >>> metric = InBatchMeanReciprocalRank()
+    >>> model.compile("sgd", InBatchNegativeLoss(), metrics=[metric])
     >>> float(metric(None, np.array([[2.0, 1.0], [1.0, 1.0]])))  # a tie
     0.75
 

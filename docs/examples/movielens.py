@@ -321,7 +321,7 @@ class Result(NamedTuple):
     recall: float  # on the test items
     ndcg: float
     seconds: float  # of an epoch, the median
-    validation: list  # Recall@10 of every epoch
+    validation: list  # NDCG@10 of every epoch, by which the best is chosen
     untied_recall: float  # on the test items of users without a tie
     untied_ndcg: float
 
@@ -364,7 +364,7 @@ def train(recipe, split, epochs=20, batch_size=1024, seed=0):
         stopping.best_epoch + 1,
         *figures(test),
         float(np.median(progress.seconds)),
-        history["val_recall@10"],
+        history["val_ndcg@10"],
         *figures(untied),
     )
 
@@ -442,8 +442,8 @@ def popularity(split):
     validation, test, untied = evaluations(
         split, [users, users], split.probability[:, None]
     )
-    recall, _ = figures(validation)
-    return Result(0, *figures(test), 0.0, [recall], *figures(untied))
+    _, ndcg = figures(validation)
+    return Result(0, *figures(test), 0.0, [ndcg], *figures(untied))
 
 
 # The report.
@@ -485,7 +485,7 @@ def spread(values):
 
 
 def plot(path, results):
-    """Saves a picture of Recall@10 by epoch, a line per recipe."""
+    """Saves a picture of NDCG@10 by epoch, a line per recipe."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for title, (run, *_) in results.items():
@@ -498,8 +498,10 @@ def plot(path, results):
         (line,) = axes.plot(epochs, run.validation, label=title)
         best = run.validation[run.epoch - 1]
         axes.plot(run.epoch, best, "o", color=line.get_color())
-    axes.set(xlabel="epoch", ylabel="Recall@10 on the validation items")
-    axes.set_title("Dots: the epoch of the best NDCG@10 there", size=10)
+    axes.set(xlabel="epoch", ylabel="NDCG@10")
+    axes.set_title(
+        "On the validation items; the dot is the best epoch", size=10
+    )
     axes.set_ylim(bottom=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -541,7 +543,7 @@ def main(arguments=None):
     plot(options.plot, results)
     print(
         f"{time.time() - started:.0f} s on {keras.backend.backend()}; "
-        f"Recall@10 by epoch is drawn in {options.plot}"
+        f"NDCG@10 by epoch is drawn in {options.plot}"
     )
     return results
 

@@ -3,12 +3,20 @@
 They are read in `help()` first: "Example:" stands alone, with its `>>>` lines
 below it at the same indentation, and "References:" and "Differs from:" begin
 paragraphs. A page of docs/ is named by its path.
+
+A class or function ends with a link to its source, and what a class does when
+it is called stands before its properties.
 """
 
+import pathlib
 import re
 from typing import Any
 
 import griffe
+import tomllib
+
+_PROJECT = pathlib.Path(__file__).parents[2] / "pyproject.toml"
+_URLS = tomllib.loads(_PROJECT.read_text(encoding="utf-8"))["project"]["urls"]
 
 _EXAMPLE = re.compile(r"^Examples?:\n((?:(?!\n\n)(?:.|\n))*)", re.M)
 _PAGE = re.compile(r"`?\bdocs/([\w-]+\.md)\b`?")
@@ -33,5 +41,16 @@ class Docstrings(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrites the docstring of a module, class, function or attribute."""
-        if obj.docstring is not None:
-            obj.docstring.value = to_google(obj.docstring.value)
+        if obj.docstring is None:
+            return
+        text = to_google(obj.docstring.value)
+        if (obj.is_class or obj.is_function) and obj.parent.is_module:
+            file = obj.relative_package_filepath
+            url = f"{_URLS['Source']}/blob/main/{file}#L{obj.lineno}"
+            text += f"\n\n**Source:** [{file}]({url})"
+        obj.docstring.value = text
+
+    def on_class(self, *, cls: griffe.Class, **kwargs: Any) -> None:
+        """Puts `call` first: members of a public name stand in this order."""
+        if "call" in cls.members:
+            cls.members = {"call": cls.members["call"], **cls.members}

@@ -6,6 +6,7 @@
   browser needs no script and no network for them. GitHub typesets the same
   blocks.
 - Chinese pages say so, and browsers then choose Chinese glyphs.
+- On a phone, a long public name breaks behind the name of the package.
 """
 
 import html
@@ -42,6 +43,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=to_site(text)))
     return files
+
+
+def on_page_content(
+    html: str, page: Page, config: MkDocsConfig, files: Files
+) -> str:
+    """Lets the title of a page of the API break."""
+    if page.file.src_uri.startswith("api/"):
+        html = html.replace(">inbatch_neg.", ">inbatch_neg.<wbr>", 1)
+    return html
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

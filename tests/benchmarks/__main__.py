@@ -35,8 +35,6 @@ def main():
         return 0 if met else 1
 
     scale_wanted = [m for m in wanted if m.is_scale]
-    if options.plot and not scale_wanted:
-        raise SystemExit("`--plot` needs the measurements `scale`.")
     results = {}
     for measurement in wanted:
         if measurement.is_scale:
@@ -54,8 +52,6 @@ def main():
         results.update(scale)
         print("\n" + report.scale_table(scale), flush=True)
         _write(options.json, command, about, results)
-        if options.plot:
-            report.plot(scale, options.plot)
 
     lines, _ = report.target_table(targets.TARGETS, results)
     print("\n" + lines)
@@ -85,7 +81,6 @@ def _options():
     add("--dimensions", type=int, default=64, help="D, 64")
     add("--largest", type=int, default=131_072, help="most rows, 131,072")
     add("--json", default="benchmarks.json", metavar="FILE")
-    add("--plot", metavar="FILE", help="picture of time and memory over B")
     options = parser.parse_args()
     if options.quick and options.check:
         parser.error("the targets are for full sizes: no --quick with --check")

@@ -1,4 +1,4 @@
-"""Tables, machine, JSON and picture of what was measured."""
+"""Tables, machine and JSON of what was measured."""
 
 import importlib.metadata
 import os
@@ -17,16 +17,6 @@ _LIBRARIES = (
     "sentence-transformers",
     "numpy",
 )
-
-# Of each contender of the picture: its name, colour and marker. The colours are
-# those of Okabe and Ito, which people with any colour vision tell apart.
-_LOOKS = {
-    "ours": ("inbatch_neg", "#0072B2", "o"),
-    "tfrs": ("TensorFlow Recommenders", "#E69F00", "s"),
-    "keras_rs": ("keras-rs", "#009E73", "^"),
-    "plain": ("matmul + sparse cross-entropy", "#CC79A7", "D"),
-    "limit": ("three matrix products", "#000000", "."),
-}
 
 
 def machine():
@@ -150,69 +140,6 @@ def ratio(rounds, reference, quantity):
         one[quantity] / max(other[quantity], 1e-9)
         for one, other in zip(rounds, reference)
     )
-
-
-def plot(scale, path):
-    """Draws time and extra memory over B, all axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot, ticker
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.8))
-    titles = ("seconds per step", "extra memory (MB)")
-    for axes, title, curves in zip(panels, titles, _curves(scale)):
-        for contender, points in curves.items():
-            label, colour, marker = _LOOKS[contender]
-            axes.plot(
-                *zip(*points),
-                color=colour,
-                label=label,
-                linestyle="--" if contender == "limit" else "-",
-                linewidth=2.5 if contender == "ours" else 1.5,
-                marker=marker,
-                markersize=6,
-                zorder=2.5 if contender == "limit" else 2,
-            )
-        axes.set_title(title)
-        axes.set_xlabel("rows in the batch, B")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks([rows for rows, _ in curves["ours"]])
-        axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-        axes.tick_params(axis="x", labelsize=8)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
-        axes.yaxis.set_major_formatter(
-            ticker.FuncFormatter(lambda value, _: f"{value:,g}")
-        )
-        axes.grid(alpha=0.3)
-    entries = panels[0].get_legend_handles_labels()
-    figure.legend(
-        *entries,
-        columnspacing=1.5,
-        fontsize=9,
-        frameon=False,
-        loc="lower center",
-        ncols=len(entries[0]),
-    )
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
-    # Opaque, so that it can be read on a dark page too.
-    figure.savefig(path, dpi=150, facecolor="white")
-
-
-def _curves(scale):
-    """Returns {contender: [(B, value)]} of the time and of the memory."""
-    quantities = (("seconds", 1), ("extra_bytes", 1e-6))
-    result = [{}, {}]
-    for name, results in scale.items():
-        for contender, rounds in results.items():
-            for curves, (quantity, unit) in zip(result, quantities):
-                # The limit is a bound of the time alone.
-                if rounds and (contender, quantity) != ("limit", "extra_bytes"):
-                    value = median(rounds, quantity) * unit
-                    point = (int(name.split("-")[1]), value)
-                    curves.setdefault(contender, []).append(point)
-    return result
 
 
 def _cell(results, contender, quantity, factor, form):

@@ -266,7 +266,6 @@ def main():
     add("--steps", type=int, default=2, help="timed steps of a process")
     add("--without", nargs="*", default=[], help="contenders left out")
     add("--json", default="towers.json", help="keeps all figures")
-    add("--plot", help="picture file: memory by rows, in chunks of 256")
     options = parser.parse_args()
     every, missed = [], False
     for backend in options.backends:
@@ -299,51 +298,7 @@ def main():
             ]
             with open(options.json, "w") as file:
                 json.dump(every, file, indent=1)
-    if options.plot:
-        plot(every, options.plot)
     return int(missed)
-
-
-def plot(every, path):
-    """Draws the extra memory over B, a panel for each backend."""
-    from matplotlib.figure import Figure
-
-    looks = {
-        "plain": ("plain tower", "#d55e00", "s"),
-        "chunked": ("ChunkedTower, chunks of 256", "#0072b2", "o"),
-    }
-    titles = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(BACKENDS), sharey=True)
-    for axes, backend in zip(panels, BACKENDS):
-        for contender, (label, colour, marker) in looks.items():
-            points = sorted(
-                (one["rows"], _best(one["results"], "extra_bytes") / 1e9)
-                for one in every
-                if one["backend"] == backend
-                and one["contender"] == contender
-                and one["chunk_size"] in (0, 256)
-            )
-            if points:
-                axes.plot(
-                    *zip(*points), color=colour, marker=marker, label=label
-                )
-        axes.set(title=titles[backend], xlabel="rows in the batch, B")
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        ticks = sorted({one["rows"] for one in every})
-        axes.set_xticks(ticks, [f"{rows:,}" for rows in ticks])
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("extra memory (GB)")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=2,
-        frameon=False,
-    )
-    # Opaque, so that it can be read on a dark page too.
-    figure.savefig(path, dpi=150, facecolor="white")
 
 
 def _best(results, name):

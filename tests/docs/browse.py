@@ -3,9 +3,10 @@
     python tests/docs/browse.py site [--screenshots FOLDER]
 
 At the width of a desktop, light, and of a phone, dark: no error in the console,
-no internal link or anchor without a target, nothing wider than the window, and
-no request to another site. Then the search finds a page, and the copy button
-leaves out the prompts of an example.
+no link to this site or to a file of ours without a target, nothing wider than
+the window, and no request to another site. Then the search finds what people
+type, the page of a layer begins with `call`, and the copy button leaves out the
+prompts of an example.
 
 Needs `playwright`, and Chromium or Chrome on the path. Without a browser it
 says so and ends well, unless `CI_HAS_CHROMIUM` is set.
@@ -24,6 +25,9 @@ import urllib.parse
 
 from playwright import sync_api
 
+ROOT = pathlib.Path(__file__).parents[2]
+SOURCES = "inbatch_neg/inbatch_neg/blob/main/"
+LAYER = "inbatch_neg.InBatchNegativeSoftmax"
 DEVICES = {
     "desktop": {
         "viewport": {"width": 1280, "height": 900},
@@ -35,6 +39,23 @@ DEVICES = {
     },
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+# What people type, and a page or section among the first answers.
+SEARCHES = {
+    "rotation_logits": "api/ops.rotation_logits/",
+    "streaming probability": "StreamingSamplingProbability/",
+    "`num_negatives` must be smaller than the batch: a row has 7": (
+        "what-went-wrong/#num_negatives-and-sampling"
+    ),
+    "负样本": "zh-CN/",
+    "hard negatives": "more-negatives/#i-have-known-hard-negatives",
+    "BackupAndRestore": "training/#after-an-interruption",
+    "TensorBoard": "how-do-i/#tensorboard-and-csv-logs",
+    "validation_data": "how-do-i/#a-validation-loss-validation_data",
+    "csv": "how-do-i/#csv-files-and-many-files-glob",
+    "out of memory": "beyond-memory/",
+    "multi gpu": "several-devices/",
+}
 
 # What is wider than the window, and does not scroll by itself.
 OVERFLOW = """() => {
@@ -55,6 +76,8 @@ OVERFLOW = """() => {
 }"""
 LINKS = "() => [...document.querySelectorAll('a[href]')].map(a => a.href)"
 IDS = "() => [...document.querySelectorAll('[id]')].map(one => one.id)"
+ANSWERS = """() => [...document.querySelectorAll(".md-search-result__link")]
+  .slice(0, 4).map(one => one.getAttribute("href"))"""
 # Images are loaded late, as one scrolls: here at once.
 IMAGES = """() => Promise.all([...document.images].map(async one => {
   one.loading = "eager"
@@ -134,6 +157,9 @@ def broken_links(site, home, links, ids):
     found = []
     for page, targets in links.items():
         for target in sorted(set(targets)):
+            _, ours, file = target.partition(SOURCES)
+            if ours and not (ROOT / file.partition("#")[0]).is_file():
+                found.append(f"{page}: no such file: {target}")
             if not target.startswith(home):
                 continue
             path, anchor = urllib.parse.urldefrag(target.removeprefix(home))
@@ -148,25 +174,25 @@ def broken_links(site, home, links, ids):
     return found
 
 
-def search(context, home, words, path, problems):
-    """Types words into the search, and looks for a page in its answers."""
+def search(context, home, problems):
+    """Types words into the search, and looks at its first answers."""
     page = open_page(context, home, "/", problems)
     field = page.locator(".md-search__input").first
-    answers = page.locator(".md-search-result__link")
-    field.fill(words)
-    # The search listens to keys, and only once its script runs.
-    for _ in range(12):
-        field.press("End")
-        try:
-            answers.first.wait_for(timeout=5_000)
-            break
-        except sync_api.TimeoutError:
-            continue
-    found = [one.get_attribute("href") or "" for one in answers.all()]
-    # Without the words to highlight.
-    found = [re.sub(r"\?[^#]*", "", one) for one in found]
-    if not any(path in one for one in found):
-        problems.append(f"search: {words!r} finds {found}, not {path}")
+    for words, path in SEARCHES.items():
+        field.fill(words)
+        found = []
+        # The search listens to keys, and only once its script runs.
+        for _ in range(40):
+            field.press("End")
+            page.wait_for_timeout(250)
+            # Without the words to highlight.
+            found = [
+                re.sub(r"\?[^#]*", "", one) for one in page.evaluate(ANSWERS)
+            ]
+            if any(path in one for one in found):
+                break
+        else:
+            problems.append(f"search: {words!r} finds {found}, not {path}")
     page.close()
 
 
@@ -201,21 +227,13 @@ def browse(site, executable, screenshots=None):
                 )
             context.close()
         context = browser.new_context(**DEVICES["desktop"])
-        search(context, home, "rotation_logits", "api/", problems)
-        search(
-            context, home, "streaming probability", "popular-items/", problems
-        )
-        search(
-            context,
-            home,
-            "`num_negatives` must be smaller than the batch: a row has 7",
-            "what-went-wrong/#num_negatives-and-sampling",
-            problems,
-        )
-        search(context, home, "负样本", "zh-CN/", problems)
+        search(context, home, problems)
         copy(context, home, problems)
         browser.close()
     problems += broken_links(site, home, links, ids)
+    members = [one for one in ids[f"/api/{LAYER[12:]}/"] if f"{LAYER}." in one]
+    if members[0] != f"{LAYER}.call":
+        problems.append(f"{LAYER}: `call` is not the first of {members}")
     print(f"{len(paths)} pages, {sum(map(len, links.values()))} links")
     return problems
 

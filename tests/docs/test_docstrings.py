@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 
+import keras
 import pytest
 
 import inbatch_neg
@@ -34,3 +35,5 @@ def test_every_public_name_has_an_example():
         thing = getattr(inbatch_neg, name)
         if name not in ("ops", "PartialBatchError"):
             assert ">>> " in thing.__doc__, name
+        if isinstance(thing, type) and issubclass(thing, keras.metrics.Metric):
+            assert "model.compile(" in thing.__doc__, name

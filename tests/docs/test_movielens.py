@@ -115,7 +115,7 @@ def test_training_stops_and_goes_back_to_the_best_epoch(
         split, [np.arange(40)] * 2, np.arange(40), *towers["user, item"]
     )
     best = result.validation[result.epoch - 1]
-    assert validation()["recall@10"] == pytest.approx(best)
+    assert validation()["ndcg@10"] == pytest.approx(best)
     assert test()["ndcg@10"] == pytest.approx(result.ndcg)
 
 

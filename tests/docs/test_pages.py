@@ -17,8 +17,8 @@ from tests.helpers import BACKEND, to_numpy, value_and_gradients
 pytestmark = pytest.mark.once
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-# docs/training.md and docs/serving.md have tests of their own; docs/replicas.md
-# needs several workers, and tests/replicas runs its code.
+# docs/training.md and docs/serving.md have tests of their own;
+# docs/several-devices.md needs several workers: tests/replicas runs its code.
 PAGES = (
     "beyond-memory.md",
     "evaluation.md",
@@ -237,6 +237,7 @@ def headings(path):
     "path",
     [
         *sorted(DOCS.parent.glob("README*.md")),
+        DOCS.parent / "CHANGELOG.md",
         DOCS.parent / "CONTRIBUTING.md",
         *sorted(DOCS.rglob("*.md")),
     ],
@@ -258,6 +259,14 @@ def test_links_lead_somewhere(path):
             assert re.fullmatch("gh-(light|dark)-mode-only", anchor), link
             continue
         assert not anchor or anchor in headings(target), link
+
+
+@pytest.mark.parametrize("folder", ["inbatch_neg", "tests", "docs/examples"])
+def test_pages_that_code_and_messages_name_are_there(folder):
+    for path in sorted((DOCS.parent / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for page in re.findall(r"(?<![\w/])docs/[\w/.-]*\w\.(?:md|py)\b", text):
+            assert (DOCS.parent / page).is_file(), f"{path}: {page}"
 
 
 def test_readme_of_the_package_index():

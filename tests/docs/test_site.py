@@ -1,5 +1,6 @@
 """The pages of the site: none is missing, and none is left behind."""
 
+import importlib
 import inspect
 import pathlib
 import re
@@ -60,6 +61,30 @@ def test_every_public_member_is_documented(name):
             )
             if documented and not member.startswith("_"):
                 assert inspect.getdoc(value), f"{name}.{member}"
+
+
+def test_menu_title_and_file_name_of_a_page_agree():
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    entries = re.findall(r"^ +- '?(.*?)'?: ([\w/-]+)\.md$", menu, re.M)
+    assert len(entries) > 20
+    for name, page in entries:
+        path = ROOT / "docs" / f"{page}.md"
+        # The others are made from files at the root, or from docstrings.
+        if path.is_file() and not page.startswith("api/"):
+            title = re.search("^# (.*)$", path.read_text(), re.M)[1].lower()
+            # The menu of these has the first words above them.
+            assert title in (name.lower(), f"coming from {name}".lower()), page
+            words = re.sub(r"\W+", "-", title)
+            assert path.stem in words or "coming-from" in page, page
+
+
+def test_charts_find_their_tables(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "pictures")
+    charts = importlib.import_module("charts")
+    for panels in (charts.scale(), charts.towers()):
+        assert len(panels) > 1
+        for lines in panels.values():
+            assert all(len(values) >= 3 for values in lines.values())
 
 
 def test_citation_and_changelog_have_the_version_of_the_package():
