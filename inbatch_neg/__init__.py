@@ -14,7 +14,7 @@ from inbatch_neg.losses import InBatchNegativeLoss
 from inbatch_neg.metrics import InBatchMeanReciprocalRank, InBatchTopKAccuracy
 from inbatch_neg.sparse_embedding.layer import SparseEmbedding
 
-__version__ = "0.2.1"
+__version__ = "0.3.0"
 
 __all__ = [
     "ChunkedTower",
