@@ -240,6 +240,7 @@ def compare(split, tokens, backbone, options):
     encoder = encoder_of(backbone)
     title = f"fine-tuned, B = {options.batch_size}"
     results["as it comes"] = ranked(scores(encoder, parts["test"]))
+    print(f"\n{code_search.table(results)}\n")  # the training takes a while
     result = fine_tune(title, encoder, parts, options)
     vectors = {name: scores(encoder, parts[name]) for name in words}
     figures = ranked(vectors["test"])[:3]

@@ -8,12 +8,11 @@ import types
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
-from tests.docs import examples
+from tests.docs import examples, tiny_backbone
 
 pytestmark = pytest.mark.once
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 
 VERBS = (
     "read sort count merge split print copy drop move hide show open close "
@@ -28,39 +27,13 @@ def example():
     return examples.load("code_search_encoder")
 
 
-@keras.saving.register_keras_serializable(package="test_code_search_encoder")
-class Backbone(layers.Layer):
-    """Takes and returns what a `BertBackbone` does."""
-
-    def build(self, shape):
-        self.table = self.add_weight(shape=(200, 8))
-
-    def call(self, inputs):
-        assert set(inputs) == {"token_ids", "segment_ids", "padding_mask"}
-        states = keras.ops.take(self.table, inputs["token_ids"], axis=0)
-        return {"sequence_output": states}
-
-    def compute_output_spec(self, inputs):
-        shape = (*inputs["token_ids"].shape, 8)
-        return {"sequence_output": keras.KerasTensor(shape)}
-
-
 @pytest.fixture
 def weights(tmp_path):
     """A folder with the tokenizer of the words of `packages`."""
-    known = ["[PAD]", "[UNK]", *VERBS, *NOUNS, "every", "will", "here", "s"]
-    model = tokenizers.models.WordLevel(
-        {word: n for n, word in enumerate(known)}, unk_token="[UNK]"
-    )
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    # As in the published file, which pads to another length.
-    tokenizer.enable_truncation(128)
-    tokenizer.enable_padding(length=128)
     folder = tmp_path / "weights"
     folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    words = [*VERBS, *NOUNS, "every", "will", "here", "s"]
+    tiny_backbone.write_tokenizer(folder / "tokenizer.json", words)
     return folder
 
 
@@ -80,25 +53,10 @@ def packages(tmp_path):
     return folder
 
 
-@pytest.fixture
-def keras_hub(monkeypatch):
-    """Stands for KerasHub, which is too large to be installed for a test."""
-    folders = []
-
-    def from_preset(folder):
-        folders.append(folder)
-        return Backbone()
-
-    backbone = types.SimpleNamespace(from_preset=from_preset)
-    models = types.SimpleNamespace(BertBackbone=backbone)
-    stand_in = types.SimpleNamespace(models=models)
-    monkeypatch.setitem(sys.modules, "keras_hub", stand_in)
-    return folders
-
-
 def test_the_command_line_fine_tunes_and_searches(
-    example, weights, packages, keras_hub, tmp_path, capsys, monkeypatch
+    example, weights, packages, tmp_path, capsys, monkeypatch
 ):
+    folders = tiny_backbone.install(monkeypatch)
     monkeypatch.setattr(example, "LENGTHS", (10, 12))
     monkeypatch.setattr(example.Search, "lengths", (10, 12))
     exported = []
@@ -110,7 +68,7 @@ def test_the_command_line_fine_tunes_and_searches(
     options = ["--weights", str(weights), "--plot", str(tmp_path / "mrr.png")]
     options += ["--batch-size", "16", "--chunk-size", "10"]
     results = example.main([*common, *options, "--learning-rate", "0.01"])
-    assert keras_hub == [str(weights)]
+    assert folders == [str(weights)]
     assert exported == [str(folder / "exported")]
     *first, added = results
     assert first == ["BM25", "as it comes", "fine-tuned, B = 16"]
@@ -118,7 +76,8 @@ def test_the_command_line_fine_tunes_and_searches(
     out = capsys.readouterr().out
     for title, result in results.items():
         assert 0 < result.mrr <= 1
-        (line,) = (x for x in out.splitlines() if x.startswith(f"{title}  "))
+        lines = out.splitlines()
+        (*_, line) = (x for x in lines if x.startswith(f"{title}  "))
         assert f"{result.mrr:.3f}" in line
     tuned = results["fine-tuned, B = 16"]
     # 96 pairs, 6 batches: 4 points of a step each, and one before.
@@ -137,7 +96,7 @@ def test_the_command_line_fine_tunes_and_searches(
 
 def test_padding_does_not_change_a_vector(example):
     keras.utils.set_random_seed(0)
-    encoder = example.encoder_of(Backbone())
+    encoder = example.encoder_of(tiny_backbone.Backbone())
     short = np.array([[5, 6, 7], [8, 0, 0]], "int32")
     padded = np.pad(short, [(0, 0), (0, 4)])
     vectors = keras.ops.convert_to_numpy(encoder(short))
