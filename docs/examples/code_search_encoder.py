@@ -176,7 +176,8 @@ def fine_tune(title, encoder, parts, options):
         shuffle=True,
         seed=options.seed,
     )
-    # The epoch is cut into parts, which Keras calls epochs, too.
+    # The epoch is cut into parts of equal size, which Keras calls epochs,
+    # too. So a few batches at its end are left out.
     points = min(POINTS, len(batches))
     steps = len(batches) // points
     model.compile(
@@ -260,7 +261,7 @@ def compare(split, tokens, backbone, options):
     return results, encoder
 
 
-def plot(path, results, pairs):
+def plot(path, results, batch_size):
     """Saves a picture of the MRR by training pairs, with BM25 as a line."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -269,10 +270,11 @@ def plot(path, results, pairs):
             height = result.validation[0]
             axes.axhline(height, color="black", linestyle="--", label=title)
         elif result.validation:
+            pairs = result.steps * batch_size
             seen = np.linspace(0, pairs, len(result.validation))
             axes.plot(seen, result.validation, marker="o", label=title)
     axes.set(xlabel="training pairs seen", ylabel="MRR on the validation part")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150)
@@ -305,7 +307,7 @@ def main(arguments=None):
     )
     results, encoder = compare(split, tokens, load_backbone(weights), options)
     print(f"\n{code_search.table(results)}\n")
-    plot(options.plot, results, len(split.train))
+    plot(options.plot, results, options.batch_size)
     search = Search.over(tokens, (encoder, encoder), functions)
     folder = pathlib.Path(options.folder)
     search.save(folder)
