@@ -11,7 +11,8 @@ and tells what is left out and held out. Two small Transformers are trained on
 them, at B = 256 and, with `ChunkedTower`, at B = 4,096, for the same number of
 epochs. The learning rate is chosen on the validation part. Every description
 of the test part is looked up among all functions of that part. BM25, which
-compares words, does the same.
+compares words, does the same. `code_search_encoder.py` fine-tunes a pretrained
+encoder instead, and finds more.
 """
 
 import argparse
@@ -124,11 +125,11 @@ class Part(NamedTuple):
     code: np.ndarray  # (rows, CODE)
 
 
-def encode(vocabulary, functions):
+def encode(vocabulary, functions, lengths=(DESCRIPTION, CODE)):
     """Returns the `Part` of a list of functions."""
     return Part(
-        vocabulary.encode([f.description for f in functions], DESCRIPTION),
-        vocabulary.encode([f.code for f in functions], CODE),
+        vocabulary.encode([f.description for f in functions], lengths[0]),
+        vocabulary.encode([f.code for f in functions], lengths[1]),
     )
 
 
@@ -145,6 +146,17 @@ def evaluation(towers, part):
     )
 
 
+def schedule(learning_rate, steps):
+    """Returns a rate that rises for a tenth of the steps, then falls to 0."""
+    warmup = max(steps // 10, 1)
+    return keras.optimizers.schedules.CosineDecay(
+        learning_rate / warmup,
+        max(steps - warmup, 1),
+        warmup_target=learning_rate,
+        warmup_steps=warmup,
+    )
+
+
 def train(parts, num_words, batch_size, learning_rate, options):
     """Trains one pair of towers; returns it and its `Result`."""
     keras.utils.set_random_seed(options.seed)
@@ -153,15 +165,8 @@ def train(parts, num_words, batch_size, learning_rate, options):
         parts["train"]._asdict(), batch_size, shuffle=True, seed=options.seed
     )
     steps = len(batches) * options.epochs
-    warmup = max(steps // 10, 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / warmup,
-        max(steps - warmup, 1),
-        warmup_target=learning_rate,
-        warmup_steps=warmup,
-    )
     model.compile(
-        keras.optimizers.Adam(schedule),
+        keras.optimizers.Adam(schedule(learning_rate, steps)),
         loss=inbatch_neg.InBatchNegativeLoss(),
         # XLA's products are slower than TensorFlow's own on a CPU.
         jit_compile=keras.backend.backend() == "jax",
@@ -238,17 +243,20 @@ def compare(split, options):
 
 def bm25(functions):
     """Returns the `Result` of BM25 on the words, none cut off."""
+    return ranked(bm25_scores(functions))
+
+
+def bm25_scores(functions):
+    """Returns the score of each description with each code, (rows, rows)."""
     index = bm25s.BM25()
     index.index([words(f.code) for f in functions], show_progress=False)
-    ranks = np.array(
-        [
-            # As in `RetrievalEvaluation`, a tie counts against the function.
-            np.sum(scores >= scores[row])
-            for row, scores in enumerate(
-                index.get_scores(words(f.description)) for f in functions
-            )
-        ]
-    )
+    return np.array([index.get_scores(words(f.description)) for f in functions])
+
+
+def ranked(scores):
+    """Returns the `Result` of scores whose diagonal belongs together."""
+    # As in `RetrievalEvaluation`, a tie counts against the function.
+    ranks = np.sum(scores >= np.diagonal(scores)[:, None], axis=1)
     return Result(np.mean(1 / ranks), np.mean(ranks <= 1), np.mean(ranks <= 10))
 
 
@@ -265,6 +273,9 @@ class Search:
         labels: [(place, signature, description)] of the functions.
     """
 
+    vocabulary_type = Vocabulary
+    lengths = (DESCRIPTION, CODE)
+
     def __init__(self, vocabulary, query_tower, vectors, labels):
         self.vocabulary, self.query_tower = vocabulary, query_tower
         self.vectors, self.labels = vectors, labels
@@ -273,7 +284,7 @@ class Search:
     def over(cls, vocabulary, towers, functions):
         """Embeds the functions."""
         query_tower, code_tower = towers
-        code = encode(vocabulary, functions).code
+        code = encode(vocabulary, functions, cls.lengths).code
         vectors = code_tower.predict(code, batch_size=512, verbose=0)
         labels = [
             (f.place, f.code.split("\n", 1)[0], f.description)
@@ -286,7 +297,7 @@ class Search:
         """Reads what `save` wrote."""
         stored = json.loads((folder / "functions.json").read_text("utf-8"))
         return cls(
-            Vocabulary(stored["vocabulary"]),
+            cls.vocabulary_type(stored["vocabulary"]),
             keras.models.load_model(folder / "description.keras"),
             np.load(folder / "vectors.npy"),
             stored["labels"],
@@ -304,7 +315,7 @@ class Search:
 
     def __call__(self, question, count=10):
         """Returns the best [(score, place, signature, description)]."""
-        numbers = self.vocabulary.encode([question], DESCRIPTION)
+        numbers = self.vocabulary.encode([question], self.lengths[0])
         scores = self.vectors @ self.query_tower.predict(numbers, verbose=0)[0]
         best = np.argsort(-scores)[:count]
         return [(float(scores[k]), *self.labels[k]) for k in best]
@@ -357,9 +368,8 @@ def plot(path, results):
     figure.savefig(path, dpi=150)
 
 
-def main(arguments=None):
-    """Runs the command line; returns {title: `Result`}, if it trains."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_common(parser, folder):
+    """Adds the options that both examples have."""
     add = parser.add_argument
     add(
         "--ask",
@@ -368,8 +378,42 @@ def main(arguments=None):
         metavar="QUESTION",
         help="search, with what the folder holds; without a question, asks",
     )
-    add("--folder", default="code_search", help="of the trained search")
+    add("--folder", default=folder, help="of the trained search")
     add("--source", nargs="+", help="folders of packages (else the installed)")
+    add("--seed", type=int, default=0)
+    add("--plot", default=f"{folder}.png", help="picture file")
+
+
+def asked(options, search_type):
+    """Answers from the folder, if it is asked to; returns whether it did."""
+    folder = pathlib.Path(options.folder)
+    found = options.ask is not None and (folder / "functions.json").is_file()
+    if found:
+        answer(search_type.load(folder), options.ask)
+    return found
+
+
+def read(options, limit):
+    """Returns at most `limit` functions, and their `Split`."""
+    with tqdm(total=limit, desc="reading", unit="pair") as bar:
+        functions = read_functions(
+            options.source or default_folders(),
+            limit,
+            options.seed,
+            bar.update,
+        )
+    split = split_by_package(functions, seed=options.seed)
+    for name, part in split._asdict().items():
+        packages = len({f.package for f in part})
+        print(f"{name}: {len(part):,} functions of {packages} packages")
+    return functions, split
+
+
+def main(arguments=None):
+    """Runs the command line; returns {title: `Result`}, if it trains."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common(parser, "code_search")
+    add = parser.add_argument
     add("--pairs", type=int, default=24_000, help="at most")
     add("--epochs", type=int, default=8)
     add("--batch-sizes", type=int, nargs="+", default=[256, 4096])
@@ -381,34 +425,21 @@ def main(arguments=None):
         default=LEARNING_RATES,
         help="the best on the validation part is kept",
     )
-    add("--seed", type=int, default=0)
-    add("--plot", default="code_search.png", help="picture file")
     options = parser.parse_args(arguments)
-    folder = pathlib.Path(options.folder)
-    if options.ask is not None and (folder / "functions.json").is_file():
-        answer(Search.load(folder), options.ask)
+    if asked(options, Search):
         return None
 
     started = time.time()
-    with tqdm(total=options.pairs, desc="reading", unit="pair") as bar:
-        functions = read_functions(
-            options.source or default_folders(),
-            options.pairs,
-            options.seed,
-            bar.update,
-        )
-    split = split_by_package(functions, seed=options.seed)
-    for name, part in split._asdict().items():
-        packages = len({f.package for f in part})
-        print(f"{name}: {len(part):,} functions of {packages} packages")
+    functions, split = read(options, options.pairs)
     results, vocabulary, towers = compare(split, options)
     print(f"\n{table(results)}\n")
     plot(options.plot, results)
     search = Search.over(vocabulary, towers, functions)
-    search.save(folder)
+    search.save(pathlib.Path(options.folder))
     print(
         f"{time.time() - started:.0f} s on {keras.backend.backend()}; the MRR "
-        f"by epoch is drawn in {options.plot}, the search is in {folder}"
+        f"by epoch is drawn in {options.plot}, the search is in "
+        f"{options.folder}"
     )
     if options.ask is not None:
         answer(search, options.ask)

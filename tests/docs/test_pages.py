@@ -11,7 +11,7 @@ import pytest
 import tomllib
 
 import inbatch_neg
-from tests.docs import fences
+from tests.docs import fences, tiny_backbone
 from tests.helpers import BACKEND, to_numpy, value_and_gradients
 
 pytestmark = pytest.mark.once
@@ -113,6 +113,13 @@ def test_hard_negatives_that_a_page_finds(tmp_path, monkeypatch):
 
 def test_losses_at_several_widths(tmp_path, monkeypatch):
     """The sum of docs/text-towers.md is that of separate losses."""
+    pytest.importorskip("tokenizers")
+    # In the place of the pretrained encoder, which the page loads.
+    tiny_backbone.install(monkeypatch)
+    weights = tmp_path / "all-MiniLM-L6-v2"
+    weights.mkdir()
+    words = "cat dog owl fox hen bee ant elk where is the a sits here".split()
+    tiny_backbone.write_tokenizer(weights / "tokenizer.json", words)
     page = run("text-towers.md", tmp_path, monkeypatch)
     pairs = {name: page["pairs"][name][:300] for name in ("query", "document")}
     found = to_numpy(page["short"](pairs))
