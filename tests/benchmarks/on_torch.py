@@ -17,14 +17,24 @@ def _differentiated(inputs, loss_of, dtype=torch.float32):
     return step
 
 
-def ours(inputs, dtype=torch.float32):
+def ours(inputs, dtype=torch.float32, rules=None):
     """`inbatch_neg.ops.in_batch_softmax_loss`."""
     from inbatch_neg import ops
 
+    rules = inputs.rules if rules is None else rules
+    rules = {name: torch.tensor(value) for name, value in rules.items()}
+
     def loss_of(query, candidate):
-        return torch.mean(ops.in_batch_softmax_loss(query, candidate))
+        losses = ops.in_batch_softmax_loss(query, candidate, **rules)
+        return torch.mean(losses)
 
     return _differentiated(inputs, loss_of, dtype)
+
+
+def ours_log_q(inputs):
+    """With probabilities and without ids, which the peers do not have."""
+    rules = {"candidate_sampling_probability": inputs.probability}
+    return ours(inputs, rules=rules)
 
 
 def ours_bfloat16(inputs):
@@ -40,12 +50,35 @@ def ours_float16(inputs):
 def plain(inputs):
     """A matrix product and PyTorch's cross-entropy."""
     labels = torch.arange(len(inputs.query))
+    bias = _minus_log_q(inputs)
 
     def loss_of(query, candidate):
         scores = query @ candidate.T
+        if bias is not None:
+            scores = scores + bias
         return torch.nn.functional.cross_entropy(scores, labels)
 
     return _differentiated(inputs, loss_of)
+
+
+def linear_cross_entropy(inputs):
+    """PyTorch's own loss in chunks, from 2.13 on."""
+    labels = torch.arange(len(inputs.query))
+    options = torch.nn.LinearCrossEntropyOptions()
+    bias = _minus_log_q(inputs)
+
+    def loss_of(query, candidate):
+        return torch.nn.functional.linear_cross_entropy(
+            query, candidate, labels, linear_bias=bias, options=options
+        )
+
+    return _differentiated(inputs, loss_of)
+
+
+def _minus_log_q(inputs):
+    if not inputs.with_rules:
+        return None
+    return -torch.log(torch.tensor(inputs.probability))
 
 
 def sentence_transformers(inputs):
