@@ -11,7 +11,7 @@ def _differentiated(inputs, loss_of, dtype=torch.float32):
     def step():
         loss = loss_of(query, candidate)
         gradients = torch.autograd.grad(loss, [query, candidate])
-        # NumPy has no bfloat16.
+        # NumPy has no bfloat16. PyTorch leaves float32 as it is.
         return loss.detach(), *(gradient.float() for gradient in gradients)
 
     return step
@@ -31,10 +31,10 @@ def ours(inputs, dtype=torch.float32, rules=None):
     return _differentiated(inputs, loss_of, dtype)
 
 
-def ours_log_q(inputs):
+def ours_log_q(inputs, dtype=torch.float32):
     """With probabilities and without ids, which the peers do not have."""
     rules = {"candidate_sampling_probability": inputs.probability}
-    return ours(inputs, rules=rules)
+    return ours(inputs, dtype, rules)
 
 
 def ours_bfloat16(inputs):
@@ -47,10 +47,10 @@ def ours_float16(inputs):
     return ours(inputs, torch.float16)
 
 
-def plain(inputs):
+def plain(inputs, dtype=torch.float32):
     """A matrix product and PyTorch's cross-entropy."""
     labels = torch.arange(len(inputs.query))
-    bias = _minus_log_q(inputs)
+    bias = _minus_log_q(inputs, dtype)
 
     def loss_of(query, candidate):
         scores = query @ candidate.T
@@ -58,30 +58,30 @@ def plain(inputs):
             scores = scores + bias
         return torch.nn.functional.cross_entropy(scores, labels)
 
-    return _differentiated(inputs, loss_of)
+    return _differentiated(inputs, loss_of, dtype)
 
 
-def linear_cross_entropy(inputs):
+def linear_cross_entropy(inputs, dtype=torch.float32):
     """PyTorch's own loss in chunks, from 2.13 on."""
     labels = torch.arange(len(inputs.query))
     options = torch.nn.LinearCrossEntropyOptions()
-    bias = _minus_log_q(inputs)
+    bias = _minus_log_q(inputs, dtype)
 
     def loss_of(query, candidate):
         return torch.nn.functional.linear_cross_entropy(
             query, candidate, labels, linear_bias=bias, options=options
         )
 
-    return _differentiated(inputs, loss_of)
+    return _differentiated(inputs, loss_of, dtype)
 
 
-def _minus_log_q(inputs):
+def _minus_log_q(inputs, dtype):
     if not inputs.with_rules:
         return None
-    return -torch.log(torch.tensor(inputs.probability))
+    return -torch.log(torch.tensor(inputs.probability)).to(dtype)
 
 
-def sentence_transformers(inputs):
+def sentence_transformers(inputs, dtype=torch.float32):
     """Its `MultipleNegativesRankingLoss`, of a model that does nothing.
 
     With dot products in place of cosines it has the same maths as the others.
@@ -103,7 +103,34 @@ def sentence_transformers(inputs):
         ]
         return mnrl(columns, None)
 
-    return _differentiated(inputs, loss_of)
+    return _differentiated(inputs, loss_of, dtype)
+
+
+def cut_cross_entropy(inputs, dtype=torch.float32):
+    """Of the library cut-cross-entropy, on a GPU alone."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    labels = torch.arange(len(inputs.query))
+    bias = _minus_log_q(inputs, dtype)
+
+    def loss_of(query, candidate):
+        return linear_cross_entropy(query, candidate, labels, bias=bias)
+
+    return _differentiated(inputs, loss_of, dtype)
+
+
+def liger(inputs, dtype=torch.float32):
+    """The fused loss of Liger, on a GPU alone."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss()
+    labels = torch.arange(len(inputs.query))
+    bias = _minus_log_q(inputs, dtype)
+
+    def loss_of(query, candidate):
+        return loss(candidate, query, labels, bias)
+
+    return _differentiated(inputs, loss_of, dtype)
 
 
 def own_limit(inputs):
