@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m tests.benchmarks.torch_steps
 
 A step of Keras' `fit`, and of a plain loop with PyTorch's modules and Adam,
-with towers of as many ids as MovieLens-100K has, alone and with two dense layers.
-Milliseconds, the least of 60.
+with towers of as many ids as MovieLens-100K has, alone and with two dense
+layers. Milliseconds, the least of 60.
 """
 
 import os
