@@ -160,6 +160,20 @@ class Backend:
             table, ops.stack([row, row + start], axis=1), values
         )
 
+    def add_columns(self, table: Tensor, values: Tensor) -> Tensor:
+        """Returns an (R, C) table plus (C,) values in each row.
+
+        May modify `table` in place; do not reuse it.
+        """
+        return table + values
+
+    def fill(self, table: Tensor, places: Tensor, value: Tensor) -> Tensor:
+        """Returns an (R, C) table with a scalar where (R, C) bools are True.
+
+        May modify `table` in place; do not reuse it.
+        """
+        return ops.where(places, value, table)
+
     def factorize(self, ids: Tensor) -> Tensor:
         """Returns int32 codes (n,), which are equal where the ids are equal.
 

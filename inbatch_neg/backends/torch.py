@@ -125,6 +125,14 @@ class TorchBackend(Backend):
         table.diagonal(start)[: len(values)] = values
         return table
 
+    def add_columns(self, table: Tensor, values: Tensor) -> Tensor:
+        """Writes in place."""
+        return table.add_(values)
+
+    def fill(self, table: Tensor, places: Tensor, value: Tensor) -> Tensor:
+        """Writes in place."""
+        return table.masked_fill_(places, value)
+
     def top_k(self, scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Sorts the scores if more than k are as high as the k-th of a row.
 

@@ -180,7 +180,7 @@ class Chunks(RowChunks):
         if self.scale is not None:
             scores = scores * self.scale
         if scoring.column_bias is not None:
-            scores = scores + scoring.column_bias
+            scores = backend.add_columns(scores, scoring.column_bias)
         hit = left_out(
             [self.rows_of(row, start)[:, None] for row, _ in scoring.codes],
             [column for _, column in scoring.codes],
@@ -198,7 +198,7 @@ class Chunks(RowChunks):
         # TensorFlow copies the table for it.
         own = ops.full((self.size,), not include_positive, "bool")
         hit = backend.update_diagonal(hit, start, own)
-        return ops.where(hit, masked, scores)
+        return backend.fill(scores, hit, masked)
 
 
 def _rows_of_fast_chunk(candidate: Tensor, count: int) -> int:

@@ -201,6 +201,7 @@ def _over_chunks(
         # One fused pass on every backend. Its maximum is over the unmasked
         # scores, so a large masked score cannot make the others underflow.
         probability = ops.softmax(scores)  # p, (R, C)
+        del scores  # in eager mode, its memory serves the products
         positive = chunks.positives(probability, start)
         results = dict(results)
         results["positive_probability"] = backend.update_rows(

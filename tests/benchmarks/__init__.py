@@ -2,7 +2,7 @@
 
     pip install "inbatch_neg[benchmark,jax,torch]"
     python -m tests.benchmarks                  # everything, about an hour
-    python -m tests.benchmarks --check          # the targets, 4 minutes
+    python -m tests.benchmarks --check          # the targets, minutes
     python -m tests.benchmarks --only jax-8192  # one measurement
 
 How it is measured: every figure comes from a process of its own
@@ -22,5 +22,6 @@ Where what stands: what is measured in `measurements.py`, the targets in
 and, for the rotation, the layer and whole steps with two kinds of towers,
 `on_tensorflow_{rotation,layer,movielens,mlp}.py`.
 
-All of it runs on the CPU, where resident memory tells the whole story.
+All of it runs on the CPU, where resident memory tells the whole story; but
+`gpu.py`, with `gpu_engines.py`, which is a script of its own.
 """

@@ -11,9 +11,21 @@ _JAX = ("jax/ours", "jax/plain", "jax/own_limit", "tensorflow/limit")
 _TORCH = (
     "torch/ours",
     "torch/plain",
+    "torch/linear_cross_entropy",
     "torch/sentence_transformers",
     "torch/own_limit",
     "tensorflow/limit",
+)
+# Here with probabilities, and `ours` with ids too: the peers have none.
+_PEERS = tuple(
+    f"torch/{name}"
+    for name in ("ours_log_q", "ours", "linear_cross_entropy", "plain")
+)
+# B and D.
+_PEER_SIZES = (
+    *((rows, 64) for rows in (256, 1024, 2048, 8192)),
+    (4096, 128),
+    (4096, 768),
 )
 _ROTATION = tuple(
     f"tensorflow_rotation/{name}"
@@ -48,14 +60,14 @@ _NEEDED = {
 
 # Contenders that compute another loss, so that theirs is not compared. With
 # ids, `RemoveAccidentalHits` of keras-rs adds 1e-40 to a score that it should
-# remove.
+# remove. On PyTorch the peers have no ids.
 _OTHER_MATHS = ("ours_uneven", "ours_bfloat16", "ours_float16", "hardest")
 _OTHER_MATHS += ("symmetric", "positions")
 
 
 def is_same_maths(contender, with_rules):
     """Whether a contender must have the loss of the others."""
-    if contender == "tensorflow/keras_rs":
+    if contender in ("tensorflow/keras_rs", "torch/ours"):
         return not with_rules
     return contender.split("/")[1] not in _OTHER_MATHS
 
@@ -70,6 +82,7 @@ class Measurement(NamedTuple):
         with_rules: Whether ids and sampling probabilities are given.
         negatives: N rotations.
         vectors: P, of a query.
+        dimensions: D; None for that of the command line.
     """
 
     name: str
@@ -78,6 +91,7 @@ class Measurement(NamedTuple):
     with_rules: bool = False
     negatives: int = 0
     vectors: int = 1
+    dimensions: int | None = None
 
     @property
     def is_scale(self):
@@ -119,6 +133,17 @@ def every(largest, quick):
         ),
         Measurement(f"jax-{most}", _JAX, most),
         Measurement(f"torch-{most}", _TORCH, most),
+        *(
+            Measurement(
+                f"peers-{rows}x{dimensions}",
+                _PEERS,
+                rows,
+                with_rules=True,
+                dimensions=dimensions,
+            )
+            for rows, dimensions in _PEER_SIZES
+            if rows <= most
+        ),
         Measurement(
             f"upstream-{most}",
             ("tensorflow/ours", "tensorflow/ours_uneven"),

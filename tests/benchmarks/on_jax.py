@@ -4,15 +4,23 @@ import jax
 import jax.numpy as jnp
 
 
-def _differentiated(inputs, loss_of, dtype="float32"):
+def _differentiated(inputs, loss_of, dtype="float32", **tensors):
     arguments = [jnp.asarray(inputs.query, dtype)]
     arguments.append(jnp.asarray(inputs.candidate, dtype))
+    tensors = {name: jnp.asarray(value) for name, value in tensors.items()}
     gradients_of = jax.jit(jax.value_and_grad(loss_of, argnums=(0, 1)))
 
     def step():
-        loss, gradients = jax.block_until_ready(gradients_of(*arguments))
+        results = gradients_of(*arguments, **tensors)
+        loss, gradients = jax.block_until_ready(results)
         return loss, *gradients
 
+    def extra_bytes():
+        compiled = gradients_of.lower(*arguments, **tensors).compile()
+        found = compiled.memory_analysis()
+        return found.temp_size_in_bytes + found.output_size_in_bytes
+
+    step.extra_bytes = extra_bytes
     return step
 
 
@@ -20,10 +28,11 @@ def ours(inputs, dtype="float32"):
     """`inbatch_neg.ops.in_batch_softmax_loss`."""
     from inbatch_neg import ops
 
-    def loss_of(query, candidate):
-        return jnp.mean(ops.in_batch_softmax_loss(query, candidate))
+    def loss_of(query, candidate, **rules):
+        losses = ops.in_batch_softmax_loss(query, candidate, **rules)
+        return jnp.mean(losses)
 
-    return _differentiated(inputs, loss_of, dtype)
+    return _differentiated(inputs, loss_of, dtype, **inputs.rules)
 
 
 def ours_bfloat16(inputs):
@@ -36,7 +45,7 @@ def ours_float16(inputs):
     return ours(inputs, "float16")
 
 
-def plain(inputs):
+def plain(inputs, dtype="float32"):
     """The matrix of scores and its log-sum-exp."""
 
     def loss_of(query, candidate):
@@ -44,7 +53,7 @@ def plain(inputs):
         total = jax.nn.logsumexp(scores, axis=1)
         return jnp.mean(total - jnp.diagonal(scores))
 
-    return _differentiated(inputs, loss_of)
+    return _differentiated(inputs, loss_of, dtype)
 
 
 def own_limit(inputs):

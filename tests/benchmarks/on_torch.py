@@ -11,20 +11,30 @@ def _differentiated(inputs, loss_of, dtype=torch.float32):
     def step():
         loss = loss_of(query, candidate)
         gradients = torch.autograd.grad(loss, [query, candidate])
-        # NumPy has no bfloat16.
+        # NumPy has no bfloat16. PyTorch leaves float32 as it is.
         return loss.detach(), *(gradient.float() for gradient in gradients)
 
     return step
 
 
-def ours(inputs, dtype=torch.float32):
+def ours(inputs, dtype=torch.float32, rules=None):
     """`inbatch_neg.ops.in_batch_softmax_loss`."""
     from inbatch_neg import ops
 
+    rules = inputs.rules if rules is None else rules
+    rules = {name: torch.tensor(value) for name, value in rules.items()}
+
     def loss_of(query, candidate):
-        return torch.mean(ops.in_batch_softmax_loss(query, candidate))
+        losses = ops.in_batch_softmax_loss(query, candidate, **rules)
+        return torch.mean(losses)
 
     return _differentiated(inputs, loss_of, dtype)
+
+
+def ours_log_q(inputs, dtype=torch.float32):
+    """With probabilities and without ids, which the peers do not have."""
+    rules = {"candidate_sampling_probability": inputs.probability}
+    return ours(inputs, dtype, rules)
 
 
 def ours_bfloat16(inputs):
@@ -37,18 +47,41 @@ def ours_float16(inputs):
     return ours(inputs, torch.float16)
 
 
-def plain(inputs):
+def plain(inputs, dtype=torch.float32):
     """A matrix product and PyTorch's cross-entropy."""
     labels = torch.arange(len(inputs.query))
+    bias = _minus_log_q(inputs, dtype)
 
     def loss_of(query, candidate):
         scores = query @ candidate.T
+        if bias is not None:
+            scores = scores + bias
         return torch.nn.functional.cross_entropy(scores, labels)
 
-    return _differentiated(inputs, loss_of)
+    return _differentiated(inputs, loss_of, dtype)
 
 
-def sentence_transformers(inputs):
+def linear_cross_entropy(inputs, dtype=torch.float32):
+    """PyTorch's own loss in chunks, from 2.13 on."""
+    labels = torch.arange(len(inputs.query))
+    options = torch.nn.LinearCrossEntropyOptions()
+    bias = _minus_log_q(inputs, dtype)
+
+    def loss_of(query, candidate):
+        return torch.nn.functional.linear_cross_entropy(
+            query, candidate, labels, linear_bias=bias, options=options
+        )
+
+    return _differentiated(inputs, loss_of, dtype)
+
+
+def _minus_log_q(inputs, dtype):
+    if not inputs.with_rules:
+        return None
+    return -torch.log(torch.tensor(inputs.probability)).to(dtype)
+
+
+def sentence_transformers(inputs, dtype=torch.float32):
     """Its `MultipleNegativesRankingLoss`, of a model that does nothing.
 
     With dot products in place of cosines it has the same maths as the others.
@@ -70,7 +103,34 @@ def sentence_transformers(inputs):
         ]
         return mnrl(columns, None)
 
-    return _differentiated(inputs, loss_of)
+    return _differentiated(inputs, loss_of, dtype)
+
+
+def cut_cross_entropy(inputs, dtype=torch.float32):
+    """Of the library cut-cross-entropy, on a GPU alone."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    labels = torch.arange(len(inputs.query))
+    bias = _minus_log_q(inputs, dtype)
+
+    def loss_of(query, candidate):
+        return linear_cross_entropy(query, candidate, labels, bias=bias)
+
+    return _differentiated(inputs, loss_of, dtype)
+
+
+def liger(inputs, dtype=torch.float32):
+    """The fused loss of Liger, on a GPU alone."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss = LigerFusedLinearCrossEntropyLoss()
+    labels = torch.arange(len(inputs.query))
+    bias = _minus_log_q(inputs, dtype)
+
+    def loss_of(query, candidate):
+        return loss(candidate, query, labels, bias)
+
+    return _differentiated(inputs, loss_of, dtype)
 
 
 def own_limit(inputs):

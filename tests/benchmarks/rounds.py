@@ -167,7 +167,7 @@ def _workers(group, dimensions):
             {
                 "contender": contender,
                 "rows": measurement.rows,
-                "dimensions": dimensions,
+                "dimensions": measurement.dimensions or dimensions,
                 "with_rules": measurement.with_rules,
                 "negatives": measurement.negatives,
                 "vectors": measurement.vectors,

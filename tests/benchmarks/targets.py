@@ -112,6 +112,36 @@ def _small(engine, peers=("plain",)):
     ]
 
 
+def _peers(size, speed=None):
+    """Beside PyTorch's own loss in chunks, `ours` with ids, too."""
+    name, peer = f"peers-{size}", "linear_cross_entropy"
+    memory = Target(
+        f"{name}: share of the memory of {peer}",
+        "extra_bytes",
+        f"{name}:ours_log_q",
+        f"{name}:{peer}",
+        "<=",
+        1.0,
+    )
+    if speed is None:
+        return [memory]
+    plain, ids = (
+        Target(
+            f"{name}: times as fast as {peer}{words}",
+            "seconds",
+            f"{name}:{peer}",
+            f"{name}:{ours}",
+            ">=",
+            limit,
+        )
+        for words, ours, limit in (
+            ("", "ours_log_q", speed),
+            (", ids on our side alone", "ours", 1.0),
+        )
+    )
+    return [plain, ids, memory]
+
+
 def _growth(quantity, word, limit):
     return Target(
         f"{word} at 65,536 rows over that at 16,384",
@@ -167,6 +197,10 @@ TARGETS = (
     _share_of_limit("jax-8192", 0.65),
     _speedup("torch-8192", "plain", 2.2),
     _speedup("torch-8192", "sentence_transformers", 3.0),
+    *_peers("2048x64", 1.2),
+    *_peers("8192x64", 1.2),
+    *_peers("4096x128", 1.2),
+    *_peers("4096x768"),
     _share_of_limit("torch-8192", 0.75),
     *_half("tensorflow"),
     *_half("jax"),

@@ -12,10 +12,22 @@ import resource
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import numpy as np
 
-TOKENS, WIDTH, HEADS, LAYERS, WORDS = 32, 128, 4, 2, 10_000
+
+class Size(NamedTuple):
+    """Of an encoder."""
+
+    tokens: int
+    width: int
+    heads: int
+    layers: int
+    words: int
+
+
+SIZE = Size(tokens=32, width=128, heads=4, layers=2, words=10_000)
 BACKENDS = ("tensorflow", "jax", "torch")
 TARGETS = {  # least ratio of memory, most ratio of time, at B = 4,096 and 256
     "tensorflow": (8.0, 1.1),
@@ -25,16 +37,16 @@ TARGETS = {  # least ratio of memory, most ratio of time, at B = 4,096 and 256
 MOST_PLAIN_BYTES = 16e9
 
 
-def keras_step(rows, chunk_size):
+def keras_step(rows, chunk_size, size=SIZE):
     """Returns a function of a number of rows that trains one step on them."""
     import keras
 
     import inbatch_neg
 
-    tower = _encoder(keras)
+    tower = _encoder(keras, size)
     if chunk_size:
         tower = inbatch_neg.ChunkedTower(tower, chunk_size)
-    query, item = (keras.Input((TOKENS,), dtype="int32") for _ in "qi")
+    query, item = (keras.Input((size.tokens,), dtype="int32") for _ in "qi")
     softmax = inbatch_neg.InBatchNegativeSoftmax(
         temperature=0.05, batch_size="any"
     )
@@ -46,11 +58,11 @@ def keras_step(rows, chunk_size):
         jit_compile=keras.backend.backend() == "jax",
     )
     return lambda rows: float(
-        np.asarray(model.train_on_batch(_pairs(rows), np.zeros(rows)))
+        np.asarray(model.train_on_batch(_pairs(rows, size), np.zeros(rows)))
     )
 
 
-def _encoder(keras):
+def _encoder(keras, size):
     layers = keras.layers
     keras.utils.set_random_seed(0)
 
@@ -61,13 +73,15 @@ def _encoder(keras):
         def call(self, x):
             return x + self.table
 
-    ids = keras.Input((TOKENS,), dtype="int32")
-    x = Position()(layers.Embedding(WORDS, WIDTH)(ids))
-    for _ in range(LAYERS):
-        attended = layers.MultiHeadAttention(HEADS, WIDTH // HEADS)(x, x)
+    ids = keras.Input((size.tokens,), dtype="int32")
+    x = Position()(layers.Embedding(size.words, size.width)(ids))
+    for _ in range(size.layers):
+        attended = layers.MultiHeadAttention(
+            size.heads, size.width // size.heads
+        )(x, x)
         x = layers.LayerNormalization()(x + attended)
-        hidden = layers.Dense(4 * WIDTH, activation="gelu")(x)
-        x = layers.LayerNormalization()(x + layers.Dense(WIDTH)(hidden))
+        hidden = layers.Dense(4 * size.width, activation="gelu")(x)
+        x = layers.LayerNormalization()(x + layers.Dense(size.width)(hidden))
     vector = layers.GlobalAveragePooling1D()(x)
     return keras.Model(ids, layers.UnitNormalization()(vector))
 
@@ -144,12 +158,12 @@ def _bert():
             super().__init__()
             self.bert = transformers.BertModel(
                 transformers.BertConfig(
-                    vocab_size=WORDS,
-                    hidden_size=WIDTH,
-                    num_hidden_layers=LAYERS,
-                    num_attention_heads=HEADS,
-                    intermediate_size=4 * WIDTH,
-                    max_position_embeddings=TOKENS,
+                    vocab_size=SIZE.words,
+                    hidden_size=SIZE.width,
+                    num_hidden_layers=SIZE.layers,
+                    num_attention_heads=SIZE.heads,
+                    intermediate_size=4 * SIZE.width,
+                    max_position_embeddings=SIZE.tokens,
                     hidden_dropout_prob=0.0,
                     attention_probs_dropout_prob=0.0,
                 ),
@@ -163,7 +177,7 @@ def _bert():
 
     torch.manual_seed(0)
     return SentenceTransformer(
-        modules=[Bert(), models.Pooling(WIDTH), models.Normalize()]
+        modules=[Bert(), models.Pooling(SIZE.width), models.Normalize()]
     )
 
 
@@ -188,10 +202,11 @@ STEPS = {
 }
 
 
-def _pairs(rows):
+def _pairs(rows, size=SIZE):
     random = np.random.default_rng(rows)
     return [
-        random.integers(1, WORDS, (rows, TOKENS)).astype("int32") for _ in "qi"
+        random.integers(1, size.words, (rows, size.tokens)).astype("int32")
+        for _ in "qi"
     ]
 
 
