@@ -191,8 +191,8 @@ def in_a_cluster(monkeypatch, index, count):
         monkeypatch.setattr(group, "is_initialized", lambda: True)
         monkeypatch.setattr(group, "get_rank", lambda: index)
         monkeypatch.setattr(group, "get_world_size", lambda: count)
-        # What they say to each other: tests/replicas.
-        monkeypatch.setattr(type(replicas), "differing", lambda *_: None)
+    # What they say to each other: tests/replicas.
+    monkeypatch.setattr(type(replicas), "differing", lambda *_: None)
 
 
 @pytest.mark.parametrize("index", [0, 2])
