@@ -5,14 +5,15 @@
     python code_search.py --ask "split a string into lines"
     python code_search.py --ask                     # one question after another
 
-The pairs are a function's description, from its docstring, and its code
-without it. `code_search_data.py` reads them from the packages on this machine
-and tells what is left out and held out. Two small Transformers are trained on
-them, at B = 256 and, with `ChunkedTower`, at B = 4,096, for the same number of
-epochs. The learning rate is chosen on the validation part. Every description
-of the test part is looked up among all functions of that part. BM25, which
-compares words, does the same. `code_search_encoder.py` fine-tunes a pretrained
-encoder instead, and finds more.
+A pair is the description of a function, from its docstring, and its code
+without the docstring. `code_search_data.py` reads the pairs from the packages
+on this machine; its docstring says which are left out, and how they are split.
+Two small Transformers are trained on the pairs, at B = 256 and at B = 4,096,
+for the same number of epochs and with `ChunkedTower`. The learning rate is
+chosen on the validation part. For every description of the test part, the
+models and BM25, which compares words, search among all functions of that part.
+`code_search_encoder.py` fine-tunes a pretrained encoder instead, and finds
+more.
 """
 
 import argparse

@@ -1,16 +1,16 @@
 """Python functions with their descriptions, from the source on this machine.
 
-The standard library and the installed packages are read by `ast`; nothing is
-downloaded and nothing of them is run. The packages take turns, a file each, so
-that no large package fills the list. What is left out:
+`ast` reads the source of the standard library and the installed packages.
+Nothing is downloaded, and none of their code is run. Each package in turn gives
+one file, so that no large package fills the list. What is left out:
 
 - tests, and copies of other packages ("vendored" ones): by the names of their
   files and folders;
 - functions without a description of some words, or without a body;
 - near-duplicates: functions whose description, or whose code, shares most of
-  its word pairs with that of a function before.
+  its word pairs with that of an earlier function.
 
-A package, or a module that is in none, is in one part of the split alone.
+Each package, or module outside of a package, is in one part of the split only.
 """
 
 import ast

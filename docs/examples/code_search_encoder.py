@@ -6,14 +6,15 @@
     KERAS_BACKEND=jax python code_search_encoder.py --ask "split a string"
 
 The pairs are those of `code_search.py`. One encoder, MiniLM-L6, turns both
-descriptions and code into vectors. BM25, the encoder as it comes, the encoder
-after one epoch of fine-tuning, and the sum of its scores and BM25's look up
-every description of the test part among all functions of that part.
+descriptions and code into vectors. For every description of the test part,
+these search among all functions of that part: BM25, the encoder as it comes
+(without training), the encoder after one epoch of fine-tuning, and each encoder
+with the scores of BM25 added to its own.
 
-Without the package, the weights are taken from the model hub. `--weights`
-takes another encoder of BERT's kind: a folder with `config.json`,
-`model.safetensors` and `tokenizer.json`. The weights are those of
-sentence-transformers/all-MiniLM-L6-v2, under the Apache licence 2.0.
+The weights are those of sentence-transformers/all-MiniLM-L6-v2, under the
+Apache licence 2.0. Without the package, they come from the model hub.
+`--weights` takes another encoder of BERT's kind: a folder with `config.json`,
+`model.safetensors` and `tokenizer.json`.
 """
 
 import argparse

@@ -6,14 +6,15 @@
     python movielens.py --recipe plain recipe --seeds 5  # mean and deviation
 
 Every rating is a positive. A user's last item is for test, the last but one
-for validation, as `movielens_data.py` tells. Each is ranked against all items
-that the user has not rated before; an item with the same score is ahead of it.
-Training ends when NDCG@10 on the validation items no longer rises, and goes
-back to the best epoch; the test items are looked at once, after that.
+for validation: see `movielens_data.py`. Each of them is ranked against all
+items that the user has not rated before; an item with the same score is ahead
+of it. Training ends when NDCG@10 on the validation items no longer rises, and
+the weights of the best epoch are restored. The test items are used once, after
+that.
 
-The last model, `history`, has no vector of the user. Its tower reads the items
-that the user had, in `movielens_history.py`, and at the test the validation
-item is one of them.
+The last model, `history`, has no vector of the user. Its tower, in
+`movielens_history.py`, reads the items that the user had. In the test, these
+include the validation item.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """MovieLens-100K: where it comes from, and what is held out of training.
 
-The data come from GroupLens or, where that cannot be reached, from the
-examples inside of the RecBole package. Their licence forbids passing them on:
+The data come from GroupLens or, if it cannot be reached, from the examples in
+the RecBole package. Their licence forbids redistribution:
 https://files.grouplens.org/datasets/movielens/ml-100k-README.txt
 """
 

@@ -1,8 +1,8 @@
 """A tower that reads a user's history, for `movielens.py`.
 
-The user is the items that they had, not a row of a table: so a new user needs
-no training. At each position of a history, a causal Transformer returns a
-vector that is to find the item that came next.
+A user is the list of items that they had, not a row of a table. So a new user
+needs no training. At each position of a history, a causal Transformer returns a
+vector. Training makes this vector find the item that came next.
 """
 
 import keras

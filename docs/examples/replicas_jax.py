@@ -3,14 +3,14 @@
     python replicas_towers.py  # writes the rows
     python replicas_jax.py     # all devices of this machine
 
-Without GPUs or TPUs, the CPU is four devices. Several processes, each with its
-own devices, or with one CPU device:
+Without GPUs or TPUs, the CPU is used as four devices. Several processes, each
+with its own devices, or with one CPU device:
 
     python replicas_jax.py --processes 2 --process 0 &
     python replicas_jax.py --processes 2 --process 1
 
-If one of them dies, the others end within the time given below. Start all of
-them again, and training goes on with the next epoch.
+If one process dies, the others end within `heartbeat_timeout_seconds`. Start
+all of them again, and training goes on after the last complete epoch.
 """
 
 import os

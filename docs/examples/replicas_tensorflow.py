@@ -3,8 +3,8 @@
     python replicas_towers.py  # writes the rows
     python replicas_tensorflow.py
 
-Uses the GPUs if there are two or more, else the CPU as two devices. For
-several machines, see `replicas_workers.py`.
+The script uses the GPUs if there are two or more, else the CPU as two devices.
+For several machines, see `replicas_workers.py`.
 """
 
 import os

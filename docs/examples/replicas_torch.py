@@ -3,8 +3,9 @@
     python replicas_towers.py  # writes the rows
     torchrun --nproc-per-node 2 replicas_torch.py
 
-Each process uses its own GPU if there are enough, else the CPU. If one dies,
-`torchrun` ends the others; started again, training goes on with the next epoch.
+Each process uses its own GPU if there are enough, else the CPU. If one process
+dies, `torchrun` ends the others. Start it again, and training goes on after the
+last complete epoch.
 """
 
 import os

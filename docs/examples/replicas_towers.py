@@ -1,10 +1,11 @@
 """The rows and the towers of `replicas_{jax,tensorflow,torch,workers}.py`.
 
+    pip install "inbatch_neg[examples,parquet]"
     python replicas_towers.py
 
-writes the rows of MovieLens-100K to train on to `replicas/pairs.parquet`. Each
-process reads its part of them, and the recall on the test items is that of one
-process with the same global batch.
+The command writes the training rows of MovieLens-100K to
+`replicas/pairs.parquet`. Each process trains on its own part of them. The
+recall on the test items is that of one process with the same global batch.
 """
 
 import argparse

@@ -3,11 +3,11 @@
     python replicas_towers.py  # writes the rows
     TF_CONFIG=... python replicas_workers.py
 
-`TF_CONFIG` names all workers, and this one: see docs/several-devices.md, "Which
-backend to choose".
+`TF_CONFIG` names all workers, and the index of this one: see "Which backend to
+choose" in docs/several-devices.md.
 
-If a worker dies, the others end within the time given below. Start all of them
-again, and training goes on with the next epoch.
+If a worker dies, the others end within `timeout_seconds`. Start all of them
+again, and training goes on after the last complete epoch.
 """
 
 import json
