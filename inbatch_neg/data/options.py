@@ -3,6 +3,7 @@
 import functools
 import logging
 import operator
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -123,6 +124,11 @@ class Options(NamedTuple):
             "`shuffle`": self.shuffle,
             "`seed`, -1 for None,": -1 if self.seed is None else self.seed,
             '`remainder="pad"`': self.pad,
+            "`first_epoch`, -1 for a function,": (
+                -1 if self.first_epoch.is_function else self.first_epoch.value()
+            ),
+            # zlib, since Python's hash of a string differs between processes.
+            "`columns`, as a hash,": zlib.crc32(repr(self.columns).encode()),
         }
         differing = replicas.differing(list(map(int, facts.values())))
         if differing is not None:

@@ -99,7 +99,10 @@ def main(folder, count, event):
     if event == "unequal":
         with strategy.scope():
             problem.print_refusals(
-                batch_size=4 + rank, seed=2**40 * (1 + rank), rows=24 + rank
+                batch_size=4 + rank,
+                seed=2**40 * (1 + rank),
+                rows=24 + rank,
+                first_epoch=rank,
             )
     try:
         result = train(folder, rank, count, strategy, event)

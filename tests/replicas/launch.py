@@ -125,6 +125,7 @@ def assert_refused(process, seeds):
         "refused: `batch_size` by process: [4, 5]",
         f"refused: `seed`, -1 for None, by process: {seeds}",
         "refused: rows of `data`, -1 if unknown, by process: [24, 25]",
+        "refused: `first_epoch`, -1 for a function, by process: [0, 1]",
     ]
 
 

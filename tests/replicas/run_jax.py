@@ -34,7 +34,10 @@ def join():
     keras.utils.set_random_seed(0)
     # More than 32 bits, which JAX would lose.
     problem.print_refusals(
-        batch_size=4 + process, seed=2**40 * (1 + process), rows=24 + process
+        batch_size=4 + process,
+        seed=2**40 * (1 + process),
+        rows=24 + process,
+        first_epoch=process,
     )
 
 

@@ -77,10 +77,12 @@ def test_what_differs_on_one_process_is_an_error_on_every_one(tmp_path):
     assert said[0] == said[1]
     *refused, same, last = said[0]
     assert same == "the same rows: passed"
-    data, refused = refused[:5], refused[5:]
+    data, refused = refused[:7], refused[7:]
     assert all(": ValueError: " in line for line in data)
+    *data, columns = data
+    assert "`columns`, as a hash, by process: [" in columns
     assert [line.split("by process: ")[-1] for line in data] == [
-        *("[24, 28]", "[24, 3]", "[4, 5]", "[0, 1]", "[0, 1]")
+        *("[24, 28]", "[24, 3]", "[4, 5]", "[0, 1]", "[0, 1]", "[0, 1]")
     ]
     assert "rows of `data`" in data[1] and "`seed`" in data[4]
     assert last == "nothing: passed"

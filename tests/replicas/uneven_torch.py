@@ -50,6 +50,10 @@ def generator():
     yield torch.arange(20)
 
 
+def pairs():
+    yield {"a": torch.arange(20), "b": torch.arange(20)}
+
+
 # Each takes whether this process is the one that differs. What differs would
 # be refused there alone, before any communication of the layer.
 CASES = {
@@ -61,6 +65,10 @@ CASES = {
     ),
     "another seed of a generator": lambda other: batches(
         source=generator, shuffle=True, seed=int(other)
+    ),
+    "another first epoch": lambda other: batches(first_epoch=int(other)),
+    "other columns": lambda other: batches(
+        source=pairs, columns=["a", "b"] if other else ["a"]
     ),
     "too few rows to rotate": lambda other: softmax(
         vectors(5 if other else ROWS), vectors(5 if other else ROWS), 11
