@@ -3,7 +3,6 @@
 import functools
 import logging
 import operator
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from inbatch_neg import arguments, keras_private
 from inbatch_neg.data import nests
+from inbatch_neg.replicas.base import text_as_number
 from inbatch_neg.replicas.current import replicas
 
 # Rows in the shuffle buffer of data that is read in order.
@@ -127,8 +127,7 @@ class Options(NamedTuple):
             "`first_epoch`, -1 for a function,": (
                 -1 if self.first_epoch.is_function else self.first_epoch.value()
             ),
-            # zlib, since Python's hash of a string differs between processes.
-            "`columns`, as a hash,": zlib.crc32(repr(self.columns).encode()),
+            "`columns`, as a hash,": text_as_number(repr(self.columns)),
         }
         differing = replicas.differing(list(map(int, facts.values())))
         if differing is not None:

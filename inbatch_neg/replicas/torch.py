@@ -1,12 +1,16 @@
 """Replicas on PyTorch: the processes of the default process group."""
 
-import zlib
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import distributed
 
-from inbatch_neg.replicas.base import Collectives, Replicas, first_difference
+from inbatch_neg.replicas.base import (
+    Collectives,
+    Replicas,
+    first_difference,
+    text_as_number,
+)
 from inbatch_neg.types import Tensor
 
 # What the processes compare of each tensor.
@@ -76,7 +80,8 @@ class _ProcessGroupCollectives(Collectives):
         for tensor in tensors.values():
             shape = () if tensor is None else tensor.shape
             own += [len(shape), *shape[:3], *[0] * (3 - len(shape))]
-            own.append(0 if tensor is None else _dtype_number(tensor))
+            dtype = "" if tensor is None else str(tensor.dtype)
+            own.append(text_as_number(dtype))
         device = next(x.device for x in tensors.values() if x is not None)
         gathered = self.gather_values(
             torch.tensor([own], dtype=torch.int64, device=device)
@@ -90,11 +95,6 @@ class _ProcessGroupCollectives(Collectives):
                 f"{received}"
             )
         return dict(tensors)
-
-
-def _dtype_number(tensor: Tensor) -> int:
-    # zlib, since Python's hash of a string differs between processes.
-    return zlib.crc32(str(tensor.dtype).encode())
 
 
 class _Gather(torch.autograd.Function):
