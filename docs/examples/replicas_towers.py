@@ -44,14 +44,14 @@ def read(data):
     return split_last_two(load_ratings(data))
 
 
-def batches(folder, count, first_epoch=0, **arguments):
+def batches(folder, count, first_epoch=0, shard="auto"):
     """Returns this process's part of the global batches.
 
     Args:
         folder: With the rows.
         count: The number of replicas that share a global batch.
         first_epoch: Where their order begins, as in `full_batches`.
-        arguments: Further ones of `full_batches`.
+        shard: The part of this process, as in `full_batches`.
     """
     return inbatch_neg.full_batches(
         str(folder / "pairs.parquet"),
@@ -59,7 +59,7 @@ def batches(folder, count, first_epoch=0, **arguments):
         shuffle=True,
         seed=0,  # the same in every process
         first_epoch=first_epoch,
-        **{"shard": "auto", **arguments},
+        shard=shard,
     )
 
 
