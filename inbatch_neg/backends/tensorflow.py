@@ -102,8 +102,9 @@ class TensorFlowBackend(Backend):
     ) -> list[Tensor]:
         """Asserts a number of rows that is unknown while tracing.
 
-        All tensors wait for the assertion; otherwise an operation on another
-        tensor could fail first. XLA removes assertions, but not `ensure_shape`.
+        All tensors wait for it; otherwise an operation on another tensor could
+        fail first. XLA removes assertions, and so may TensorFlow, which takes
+        the size of `ensure_shape` for granted before that has run.
         """
         first = tensors[0]
         if first.shape[0] is not None:
@@ -114,11 +115,12 @@ class TensorFlowBackend(Backend):
             check = tf.debugging.assert_greater(actual, 1, **options)
         else:
             check = tf.debugging.assert_equal(actual, rows, **options)
-        checked = after_check(check, tensors)
-        if rows is not None:
-            shape = [rows, *first.shape[1:]]
-            checked[0] = tf.ensure_shape(checked[0], shape, name=name)
-        return checked
+        if rows is None:
+            return after_check(check, tensors)
+        shape = [rows, *first.shape[1:]]
+        (first,) = after_check(check, [first])
+        first = tf.ensure_shape(first, shape, name=name)
+        return [first, *after_check(first, tensors[1:])]
 
     def ensure_at_most_rows(
         self, tensor: Tensor, rows: int, message: str
