@@ -15,9 +15,11 @@ class Inputs(NamedTuple):
         query: (B, D) float32, or (B, P, D), P vectors a row. Products have a
             standard deviation of 2.5 at D = 64, as with unit vectors and a
             temperature of 0.05.
-        candidate: (B, D) float32, the vectors of the items.
-        candidate_ids: (B,) int64, drawn from a catalogue by popularity.
-        probability: (B,) float32, the popularity of each.
+        candidate: (B, D) float32, the vectors of the items, or (B, 1 + K, D),
+            with K hard negatives a row.
+        candidate_ids: (B,) or (B, 1 + K) int64, drawn from a catalogue by
+            popularity.
+        probability: Of the same shape, float32, the popularity of each.
         shifts: The rotations, integers in 1..B-1.
         with_rules: Whether ids and probabilities are to be used.
     """
@@ -40,7 +42,15 @@ class Inputs(NamedTuple):
         }
 
 
-def make(rows, dimensions, with_rules=False, negatives=0, vectors=1, seed=0):
+def make(
+    rows,
+    dimensions,
+    with_rules=False,
+    negatives=0,
+    vectors=1,
+    hard_negatives=0,
+    seed=0,
+):
     """Returns the `Inputs`, the same for the same arguments."""
     rng = np.random.default_rng(seed)
 
@@ -51,7 +61,8 @@ def make(rows, dimensions, with_rules=False, negatives=0, vectors=1, seed=0):
 
     popularity = 1.0 / (np.arange(_CATALOGUE) + 10.0)
     popularity /= popularity.sum()
-    ids = rng.choice(_CATALOGUE, size=rows, p=popularity)
+    items = (rows, 1 + hard_negatives) if hard_negatives else (rows,)
+    ids = rng.choice(_CATALOGUE, size=items, p=popularity)
     shape = (rows,) if vectors == 1 else (rows, vectors)
     shifts = [rows * (2 * k + 1) // (2 * negatives) for k in range(negatives)]
     return Inputs(

@@ -34,6 +34,15 @@ _ROTATION = tuple(
 _POSITIONS = tuple(
     f"tensorflow/{name}" for name in ("ours", "positions", "limit")
 )
+_TUPLES = tuple(
+    f"torch/{name}"
+    for name in (
+        "ours",
+        "linear_cross_entropy",
+        "plain",
+        "sentence_transformers",
+    )
+)
 _VECTORS = tuple(f"tensorflow/{name}" for name in ("ours", "tfrs", "limit"))
 _LAYER = tuple(
     f"tensorflow_layer/{name}"
@@ -83,6 +92,7 @@ class Measurement(NamedTuple):
         negatives: N rotations.
         vectors: P, of a query.
         dimensions: D; None for that of the command line.
+        hard_negatives: K, of a row.
     """
 
     name: str
@@ -92,6 +102,7 @@ class Measurement(NamedTuple):
     negatives: int = 0
     vectors: int = 1
     dimensions: int | None = None
+    hard_negatives: int = 0
 
     @property
     def is_scale(self):
@@ -168,6 +179,16 @@ def every(largest, quick):
     result += [
         Measurement(f"vectors-{count}", _VECTORS, sizes[0], vectors=count)
         for count in (2, 4, 8)
+    ]
+    result += [
+        Measurement(
+            f"tuples-{rows}x{dimensions}",
+            _TUPLES,
+            rows,
+            dimensions=dimensions,
+            hard_negatives=4,
+        )
+        for rows, dimensions in ((1024, 64), (most, 384))
     ]
     if not quick:  # 512 windows of 50 positions
         result.append(Measurement("positions-25600", _POSITIONS, 25_600))

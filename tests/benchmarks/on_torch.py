@@ -53,7 +53,7 @@ def plain(inputs, dtype=torch.float32):
     bias = _minus_log_q(inputs, dtype)
 
     def loss_of(query, candidate):
-        scores = query @ candidate.T
+        scores = query @ _flat(candidate).T
         if bias is not None:
             scores = scores + bias
         return torch.nn.functional.cross_entropy(scores, labels)
@@ -69,10 +69,17 @@ def linear_cross_entropy(inputs, dtype=torch.float32):
 
     def loss_of(query, candidate):
         return torch.nn.functional.linear_cross_entropy(
-            query, candidate, labels, linear_bias=bias, options=options
+            query, _flat(candidate), labels, linear_bias=bias, options=options
         )
 
     return _differentiated(inputs, loss_of, dtype)
+
+
+def _flat(candidate):
+    """Returns the positives, then the hard negatives row by row."""
+    if candidate.ndim == 2:
+        return candidate
+    return torch.cat([candidate[:, 0], candidate[:, 1:].flatten(0, 1)])
 
 
 def _minus_log_q(inputs, dtype):
@@ -98,9 +105,8 @@ def sentence_transformers(inputs, dtype=torch.float32):
     )
 
     def loss_of(query, candidate):
-        columns = [
-            {"sentence_embedding": tensor} for tensor in (query, candidate)
-        ]
+        texts = [candidate] if candidate.ndim == 2 else candidate.unbind(1)
+        columns = [{"sentence_embedding": x} for x in (query, *texts)]
         return mnrl(columns, None)
 
     return _differentiated(inputs, loss_of, dtype)

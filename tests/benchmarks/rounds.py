@@ -171,6 +171,7 @@ def _workers(group, dimensions):
                 "with_rules": measurement.with_rules,
                 "negatives": measurement.negatives,
                 "vectors": measurement.vectors,
+                "hard_negatives": measurement.hard_negatives,
             }
         )
         for measurement, contender in group

@@ -21,7 +21,15 @@ _LONGEST_SECONDS = 5.0
 _SECONDS = 1.0
 
 
-def measure(contender, rows, dimensions, with_rules, negatives, vectors):
+def measure(
+    contender,
+    rows,
+    dimensions,
+    with_rules,
+    negatives,
+    vectors,
+    hard_negatives,
+):
     """Returns time in seconds, extra memory in bytes and the results.
 
     Args:
@@ -31,13 +39,14 @@ def measure(contender, rows, dimensions, with_rules, negatives, vectors):
         with_rules: Whether ids and sampling probabilities are given.
         negatives: N rotations.
         vectors: P, of a query.
+        hard_negatives: K, of a row.
     """
     engine, function = contender.split("/")
     module = importlib.import_module(f"tests.benchmarks.on_{engine}")
     build = getattr(module, function)
     # Too many for the form that ours takes for small batches, if it can be.
     warm_up_rows = max(256, min(rows // 4, 1100))
-    kind = (dimensions, with_rules, negatives, vectors)
+    kind = (dimensions, with_rules, negatives, vectors, hard_negatives)
     build(inputs.make(warm_up_rows, *kind))()
     step = build(inputs.make(rows, *kind))
 
