@@ -16,18 +16,13 @@ from tests.layers import towers
 _BACKENDS = {
     "compiled": ("tensorflow", "jax"),
     "xla": ("tensorflow",),
-    "eager": ("tensorflow", "jax", "torch"),
+    # JAX traces what it differentiates, so its eager way is the compiled one.
+    "eager": ("tensorflow", "torch"),
 }
 WAYS = [
     pytest.param(way, marks=pytest.mark.backends(*backends))
     for way, backends in _BACKENDS.items()
 ]
-
-
-def encoder(light):
-    """Returns an encoder; a light one where others take long to compile."""
-    light = light and BACKEND != "torch"
-    return towers.light_encoder() if light else towers.encoder()
 
 
 def assert_same(found, expected, tolerance=1e-5):
@@ -39,21 +34,19 @@ def assert_same(found, expected, tolerance=1e-5):
                 assert_close(one, other, tolerance, f"{name} {place}")
 
 
-def ways_of(rows_by_way):
-    """Returns (rows, way) of each way; compiling each takes seconds."""
-    return [
-        pytest.param(rows, way, marks=pytest.mark.backends(*_BACKENDS[way]))
-        for way, all_rows in rows_by_way.items()
-        for rows in all_rows
-    ]
+@pytest.mark.parametrize("way", WAYS)
+def test_equals_the_tower(way):
+    check(towers.encoder(), 10, way)
 
 
-@pytest.mark.parametrize(
-    ("rows", "way"),
-    ways_of({"eager": [3, 4, 8, 10], "compiled": [3, 8, 10], "xla": [10]}),
-)
-def test_equals_the_tower(rows, way):
-    tower = encoder(way == "eager")
+# Less than a chunk; whole chunks alone.
+@pytest.mark.parametrize("rows", [3, 8])
+@pytest.mark.parametrize("way", WAYS[:1])
+def test_other_numbers_of_rows(rows, way):
+    check(towers.light_encoder(), rows, way)
+
+
+def check(tower, rows, way):
     batch = towers.rows_of(rows)
     expected = towers.run(towers.Wrapped(tower), batch, way=way)
     assert np.abs(expected["inputs"][0]).max() > 0.1
@@ -78,12 +71,12 @@ def pairs(rows):
 def trained(tower, optimizer, **how):
     model = two_towers(tower)
     model.compile(optimizer, loss=inbatch_neg.InBatchNegativeLoss(), **how)
-    data, rows = pairs(30), 10
+    data, rows = pairs(20), 10
     losses = [
         model.train_on_batch(
             [x[start : start + rows] for x in data], np.zeros(rows)
         )
-        for start in range(0, 30, rows)
+        for start in range(0, 20, rows)
     ]
     return [np.asarray(losses), *model.get_weights()]
 
@@ -93,29 +86,21 @@ HOW = [
     for how, backends in (
         ({"jit_compile": True}, ("tensorflow", "jax")),
         ({"jit_compile": False}, ("tensorflow", "torch")),
-        ({"run_eagerly": True}, ("tensorflow", "jax")),
+        ({"run_eagerly": True}, ("tensorflow",)),
     )
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        *(pytest.param("SGD", *how.values, marks=how.marks) for how in HOW),
-        pytest.param("Adam", *HOW[1].values, marks=HOW[1].marks),
-    ],
-    ids=str,
-)
-def test_trains_as_the_tower(name, how):
-    """Three steps; the encoder is shared, so its gradients add up."""
-    light = "run_eagerly" in how
+@pytest.mark.parametrize("how", HOW, ids=str)
+def test_trains_as_the_tower(how):
+    """Two steps; the encoder is shared, so its gradients add up."""
     found = []
     for wrap in (lambda tower: tower, lambda tower: ChunkedTower(tower, 4)):
         keras.utils.set_random_seed(3)
-        optimizer = getattr(keras.optimizers, name)(0.05)
-        found.append(trained(wrap(encoder(light)), optimizer, **how))
-    before = encoder(light).get_weights()
-    assert len(found[0]) == len(before) + 1
+        tower = towers.light_encoder()
+        optimizer = keras.optimizers.Adam(0.05)
+        found.append(trained(wrap(tower), optimizer, **how))
+    assert len(found[0]) == len(tower.weights) + 1
     for one, other in zip(*found):
         assert_close(other, one, 1e-5)
 
@@ -133,21 +118,21 @@ def functional(tower):
     ],
     ids=str,
 )
-def test_fit_evaluate_and_predict_take_a_partial_last_batch(how):
-    tower = encoder(light=how != {"jit_compile": False})
+def test_fit_and_predict_take_a_partial_last_batch(how):
+    """Batches of 10 and of 6 rows."""
+    tower = towers.light_encoder()
     plain, chunked = functional(tower), functional(ChunkedTower(tower, 4))
     weights = tower.get_weights()
-    data, y = towers.rows_of(22), np.ones((22, towers.WIDTH), "float32")
+    data, y = towers.rows_of(16), np.ones((16, towers.WIDTH), "float32")
     results = []
     for model in (plain, chunked):
         tower.set_weights(weights)
         model.compile(keras.optimizers.SGD(0.1), "mse", **how)
-        fit = model.fit(data, y, batch_size=16, shuffle=False, verbose=0)
+        fit = model.fit(data, y, batch_size=10, shuffle=False, verbose=0)
         results.append(
             [
                 np.asarray(fit.history["loss"]),
-                np.asarray(model.evaluate(data, y, 9, verbose=0)),
-                model.predict(data, 16, verbose=0),
+                model.predict(data, 10, verbose=0),
                 *tower.get_weights(),
             ]
         )
@@ -200,9 +185,12 @@ def test_in_a_wrapper_that_asks_for_its_shape():
         assert outputs.shape == (None, 5, 3)
         model = keras.Model(inputs, layers.Flatten()(outputs))
         model.compile("sgd", "mse")
-        model.fit(documents, np.ones((10, 15)), batch_size=10, verbose=0)
-        found.append(model.predict(documents, verbose=0))
-    assert_close(found[1], found[0], 1e-5)
+        losses = [
+            model.train_on_batch(documents, np.ones((10, 15))) for _ in "ab"
+        ]
+        found.append([*losses, *sentence.get_weights()])
+    for one, other in zip(*found):
+        assert_close(other, one, 1e-5)
 
 
 # On TensorFlow, Keras' own models fail in a `RematScope`.
@@ -226,13 +214,13 @@ def test_summary_of_a_subclassed_model(capsys):
     class Model(keras.Model):
         def __init__(self):
             super().__init__()
-            self.tower = ChunkedTower(layers.LSTM(7), 4)
+            self.tower = ChunkedTower(layers.Dense(7), 4)
 
         def call(self, x):
             return self.tower(x)
 
     model = Model()
-    model(np.zeros((10, 5, 3), "float32"))
+    model(np.zeros((10, 3), "float32"))
     model.summary()
     assert "(10, 7)" in capsys.readouterr().out
 
@@ -252,7 +240,7 @@ class Seen(layers.Layer):
         return x + 10.0 * shown + (100.0 if training else 0.0) * one
 
 
-@pytest.mark.parametrize("rows", [3, 10])
+@pytest.mark.parametrize("rows", [3, 8, 10])
 def test_masks_and_training_reach_the_tower_and_the_next_layer(rows):
     ids = np.tile(np.array([[1, 2, 0]], "int32"), (rows, 1))
     x = np.zeros((rows, 3), "float32")
@@ -285,7 +273,7 @@ def test_the_tower_sees_chunks():
 
 
 def test_a_frozen_tower():
-    tower = towers.encoder()
+    tower = towers.light_encoder()
     tower.trainable = False
     batch = towers.rows_of(10)
     expected = towers.run(towers.Wrapped(tower), batch)
@@ -295,7 +283,7 @@ def test_a_frozen_tower():
 
 
 def test_a_half_frozen_tower():
-    tower = towers.encoder()
+    tower = towers.light_encoder()
     (embedding,) = [x for x in tower.layers if "embedding" in x.name]
     embedding.trainable = False
     batch = towers.rows_of(10)
@@ -305,8 +293,10 @@ def test_a_half_frozen_tower():
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float32"])
-@pytest.mark.parametrize("around", ["mixed_bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("policy", "around"),
+    [("mixed_bfloat16", "float32"), ("float32", "mixed_bfloat16")],
+)
 def test_the_policy_of_the_tower_counts(policy, around):
     keras.config.set_dtype_policy(around)
     tower = keras.Sequential(
@@ -323,7 +313,7 @@ def test_the_policy_of_the_tower_counts(policy, around):
 
 
 def test_gradients_by_one_of_two_outputs():
-    tower = towers.encoder()
+    tower = towers.light_encoder()
 
     class First(layers.Layer):
         def __init__(self, tower):
@@ -392,7 +382,7 @@ def test_weight_regularizers_count_once():
 def test_gradients_of_embeddings_stay_sparse(way):
     import tensorflow as tf
 
-    tower = towers.encoder()
+    tower = towers.light_encoder()
     table = tower.trainable_variables[0].value
     chunked = ChunkedTower(tower, 4)
     for rows in (3, 8, 10) if way == "eager" else (10,):

@@ -96,10 +96,10 @@ def test_losses_equal_the_definition(with_ids, with_probability):
 
 
 def test_the_same_batch_again_meets_no_stale_copy_of_its_own():
-    batch = next(batches(2))
-    query = np.ones((2, 3), "float32")
+    batch = next(batches(5))
+    query = np.ones((5, 3), "float32")
     for ids in (True, False):
-        memory = CrossBatchMemory(2)
+        memory = CrossBatchMemory(8)
         given = dict(batch)
         if not ids:
             del given["candidate_ids"]
@@ -182,10 +182,10 @@ def test_gradients_reach_the_batch_and_not_the_memory():
 
 
 def test_a_row_of_weight_0_is_still_a_negative():
-    first, second = batches(3, 3)
-    query = np.ones((3, 3), "float32")
-    weight = np.array([1.0, 0.0, 2.0], "float32")
-    memory, softmax = CrossBatchMemory(3), InBatchNegativeSoftmax()
+    first, second = batches(5, 5)
+    query = np.ones((5, 3), "float32")
+    weight = np.array([1.0, 0.0, 2.0, 1.0, 1.0], "float32")
+    memory, softmax = CrossBatchMemory(8), InBatchNegativeSoftmax()
     plain, weighted = [], []
     for batch in (first, second):
         result = memory(**batch, training=True)
@@ -197,7 +197,7 @@ def test_a_row_of_weight_0_is_still_a_negative():
     np.testing.assert_allclose(weighted, plain * weight, rtol=1e-6)
     result = memory(**second)
     np.testing.assert_array_equal(
-        to_numpy(result["candidate"])[3:], second["candidate"]
+        to_numpy(result["candidate"])[5:10], second["candidate"]
     )
 
 
@@ -337,14 +337,12 @@ def test_string_ids():
 
 
 def test_probabilities_of_zero_stay_finite():
-    memory = CrossBatchMemory(3)
-    query = candidate = np.eye(3, dtype="float32")
+    memory = CrossBatchMemory(8)
+    query = np.ones((5, 3), "float32")
+    batch = next(batches(5))
+    batch["candidate_sampling_probability"][:4] = 0.0
     for _ in range(2):
-        result = memory(
-            candidate,
-            candidate_sampling_probability=np.array([0.0, 0.0, 0.5], "float32"),
-            training=True,
-        )
+        result = memory(**batch, training=True)
     assert np.isfinite(
         to_numpy(InBatchNegativeSoftmax()(query, **result))
     ).all()

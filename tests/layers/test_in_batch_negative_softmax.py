@@ -68,8 +68,7 @@ def two_towers(layer, rows=64):
     "arguments",
     [
         {"num_negatives": 5, "sampling": "hardest", "temperature": 0.2},
-        {"symmetric": True, "temperature": 0.2},
-        {"temperature": "learned"},
+        {"symmetric": True, "temperature": "learned"},
         {"temperature": "learned", "num_negatives": 4, "seed": 1},
     ],
 )

@@ -71,16 +71,18 @@ def assert_words(error, *words):
         assert word in message, message
 
 
-JITS = (
-    # PyTorch's compiler would need a C++ one.
-    pytest.param(True, marks=pytest.mark.backends("tensorflow", "jax")),
-    False,
-    "auto",
+# PyTorch's compiler would need a C++ one.
+COMPILERS = pytest.mark.backends("tensorflow", "jax")
+
+
+@pytest.mark.parametrize(
+    ("jit", "arrays"),
+    [
+        pytest.param(True, False, marks=COMPILERS),
+        (False, False),
+        ("auto", True),
+    ],
 )
-
-
-@pytest.mark.parametrize("jit", JITS)
-@pytest.mark.parametrize("arrays", [False, True])
 def test_fit_on_100_rows(jit, arrays):
     model = two_towers(compile={"jit_compile": jit})
     model.optimizer.build(model.trainable_variables)
@@ -264,10 +266,9 @@ def test_a_symbolic_batch_of_known_size():
     [
         {},
         {"num_negatives": 3},
-        {"num_negatives": 3, "return_logits": True},
         {"return_logits": True},
     ],
-    ids=["all", "sampled", "sampled_logits", "logits"],
+    ids=["all", "sampled", "logits"],
 )
 def test_any_size(arguments):
     model = two_towers(
@@ -276,7 +277,6 @@ def test_any_size(arguments):
     first = models.fit(model, batches(36, 16), epochs=4)
     losses = first["loss"]
     assert np.all(np.isfinite(losses)) and losses[-1] < losses[0]
-    assert np.isfinite(model.evaluate(batches(36, 16), verbose=0))
 
 
 def test_any_size_gives_the_right_losses():
@@ -444,9 +444,8 @@ class LoseRows(keras.layers.Layer):
         return keras.KerasTensor((None, models.DIMENSIONS), dtype=x.dtype)
 
 
-@pytest.mark.parametrize("size", [8, 24])
-@pytest.mark.parametrize("jit", JITS)
-def test_declared_rows_that_a_layer_loses(jit, size):
+@pytest.mark.parametrize("jit", [pytest.param(True, marks=COMPILERS), False])
+def test_declared_rows_that_a_layer_loses(jit):
     model = two_towers(
         LoseRows(),
         keras.optimizers.Adam(0.05),
@@ -457,13 +456,14 @@ def test_declared_rows_that_a_layer_loses(jit, size):
     history = models.fit(model, batches(64, 16), epochs=3)
     assert history["loss"][-1] < history["loss"][0]
     assert int(to_numpy(model.optimizer.iterations)) == 12
-    before = state_of(model)
-    with pytest.raises(Exception) as caught:
-        models.fit(model, batches(size, size))
-    assert_fix(caught.value, 16)
-    assert "softmax" in str(caught.value)
-    assert_same_weights(model, before)
-    models.fit(model, batches(32, 16))
+    for size in (8, 24):
+        before = state_of(model)
+        with pytest.raises(Exception) as caught:
+            models.fit(model, batches(size, size))
+        assert_fix(caught.value, 16)
+        assert "softmax" in str(caught.value)
+        assert_same_weights(model, before)
+        models.fit(model, batches(32, 16))
 
 
 def test_the_error_is_a_value_error():

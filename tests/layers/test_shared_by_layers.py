@@ -12,7 +12,7 @@ from inbatch_neg import (
     InBatchNegativeLoss,
     InBatchNegativeSoftmax,
 )
-from tests.helpers import assert_close, to_numpy
+from tests.helpers import BACKEND, assert_close, to_numpy
 
 ROWS = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
 LABELS = {"one": np.zeros(6, "float32"), "other": np.zeros(6, "float32")}
@@ -35,7 +35,12 @@ def two_losses(one, other):
 
 def compiled(model, optimizer="sgd"):
     losses = {name: InBatchNegativeLoss() for name in LABELS}
-    model.compile(keras.optimizers.get(optimizer), loss=losses)
+    # TensorFlow takes longer to trace a step than to run a few.
+    model.compile(
+        keras.optimizers.get(optimizer),
+        loss=losses,
+        run_eagerly=BACKEND == "tensorflow",
+    )
     return model
 
 
@@ -70,8 +75,10 @@ def pickled(model, folder):
 copies = pytest.mark.parametrize("copy", [saved_and_loaded, cloned, pickled])
 
 
-@copies
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("copy", "optimizer"),
+    [(saved_and_loaded, "adam"), (cloned, "sgd"), (pickled, "adam")],
+)
 def test_it_trains_by_the_sum_of_both_gradients(copy, optimizer, tmp_path):
     model = compiled(shared(), optimizer)
     for _ in range(2):
@@ -80,8 +87,6 @@ def test_it_trains_by_the_sum_of_both_gradients(copy, optimizer, tmp_path):
     assert len(again.weights) == len(model.weights) == 3
     assert len(again.trainable_weights) == 3
     if copy is cloned:  # without the state of the optimizer
-        if optimizer == "adam":
-            return
         compiled(again, optimizer)
     assert len(again.optimizer.variables) == len(model.optimizer.variables)
     for one in (model, again):

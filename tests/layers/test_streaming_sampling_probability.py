@@ -50,8 +50,7 @@ class Oracle:
         ]
 
 
-@pytest.mark.parametrize("hashes", [1, 3])
-@pytest.mark.parametrize("rate", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize(("rate", "hashes"), [(0.01, 3), (0.3, 1), (1.0, 3)])
 def test_equals_the_definition(rate, hashes):
     layer = StreamingSamplingProbability(
         50_021, learning_rate=rate, num_hashes=hashes
@@ -61,7 +60,7 @@ def test_equals_the_definition(rate, hashes):
     everyone = np.arange(20)
     for ids in buckets_of(everyone, 50_021, hashes):
         assert len(set(ids)) == 20  # or the ids would share buckets
-    for step in range(60):
+    for step in range(30):
         ids = np.minimum(random.geometric(0.3, 16), 18)
         got = estimate(layer, ids, training=True)
         oracle.learn(ids)
@@ -88,9 +87,9 @@ def test_starts_as_an_exact_count():
     np.testing.assert_allclose(last, [6 / 16, 6 / 16, 7 / 16, 3 / 16], 1e-4)
 
 
-@pytest.mark.parametrize("rows", [16, 256])
-def test_no_bias_from_repeats_in_a_batch(rows):
-    # 256 rows hold 230 times an id of probability 0.9, 1/B is 0.004.
+def test_no_bias_from_repeats_in_a_batch():
+    # They hold 230 times an id of probability 0.9, 1/B is 0.004.
+    rows = 256
     truth = np.array([0.9, 0.08, 0.015, 0.005])
     layer = StreamingSamplingProbability(1009)
     random = np.random.default_rng(0)
@@ -119,15 +118,16 @@ def test_does_not_depend_on_the_batch_size():
     small, large = (StreamingSamplingProbability(1009) for _ in range(2))
     mixed = StreamingSamplingProbability(1009)
     ids = np.tile([1, 1, 2, 3], 64)
-    for _ in range(8):
-        for part in np.split(ids, 4):
+    for step in range(4):
+        parts = np.split(ids, 16)
+        for part in parts:
             small(part, training=True)
         large(ids, training=True)
-        for part in np.split(ids, [32, 64]):
+        for part in parts if step % 2 else [ids]:
             mixed(part, training=True)
     for layer in (small, large, mixed):
         np.testing.assert_allclose(
-            estimate(layer, [1, 2, 3]), [0.5, 0.25, 0.25], rtol=1e-3
+            estimate(layer, [1, 1, 2, 3]), [0.5, 0.5, 0.25, 0.25], rtol=1e-3
         )
 
 
@@ -213,11 +213,9 @@ def test_learns_in_fit_not_in_evaluate_and_is_saved(tmp_path):
 def test_half_precision_policies_change_nothing():
     def run():
         layer = StreamingSamplingProbability(1009)
-        model = two_towers(layer)
-        rows = {"user": np.arange(16), "item": np.repeat([1, 2, 3, 4], 4)}
-        data = inbatch_neg.full_batches(rows, 16)
-        models.fit(model, data, epochs=20)
-        return layer(np.array([1, 2, 9]))
+        for _ in range(20):
+            layer(np.repeat([1, 2, 3, 4], 4), training=True)
+        return layer(np.array([1, 2, 9, 9]))
 
     expected = to_numpy(run())
     for policy in ("mixed_float16", "mixed_bfloat16"):

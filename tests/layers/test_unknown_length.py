@@ -4,17 +4,21 @@ Keras runs one more step in every epoch to find the end of the data, and what
 does not depend on the batch runs in it.
 """
 
+import functools
+
 import keras
-import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 import inbatch_neg
 from tests import models
-from tests.helpers import assert_all_equal, to_numpy
+from tests.helpers import assert_close, to_numpy
 
 pytestmark = pytest.mark.backends("tensorflow")
 
-ROWS, SIZE, EPOCHS = 96, 16, 3
+ROWS, SIZE, EPOCHS = 96, 16, 2
+METRICS = ("in_batch_top_3_accuracy", "in_batch_mean_reciprocal_rank")
+CAPACITY = EPOCHS * ROWS + 10  # the memory is not full in the end
 DATA = models.interactions(ROWS)
 
 
@@ -69,152 +73,101 @@ SOURCES = {
 ONCE = ("generator",)
 
 
-def train(model, source, epochs=EPOCHS):
+def train(model, source):
     """Trains by a source; returns the history of every epoch."""
     if source not in ONCE:
-        return models.fit(model, SOURCES[source](), epochs=epochs)
-    histories = [models.fit(model, SOURCES[source]()) for _ in range(epochs)]
+        return models.fit(model, SOURCES[source](), epochs=EPOCHS)
+    histories = [models.fit(model, SOURCES[source]()) for _ in range(EPOCHS)]
     return {
         name: [value for one in histories for value in one[name]]
         for name in histories[0]
     }
 
 
-def train_on_arrays(model, epochs=EPOCHS):
-    data = inbatch_neg.full_batches(DATA, SIZE)
-    return models.fit(model, data, epochs=epochs)
-
-
 def every_state(chunk_size=5, **arguments):
-    """Returns a model with every layer that assigns in its call."""
+    """Returns a model with metrics and every layer that assigns in its call."""
     keras.utils.set_random_seed(1)
     tower = keras.Sequential(
         [keras.layers.Dense(8), keras.layers.Dropout(0.5, seed=1)]
     )
     model = models.two_towers(
         inbatch_neg.InBatchNegativeSoftmax(
-            4, temperature=0.5, seed=3, batch_size=SIZE
+            4, temperature=0.5, seed=3, batch_size=SIZE, return_logits=True
         ),
         between=inbatch_neg.ChunkedTower(tower, chunk_size),
-        memory=inbatch_neg.CrossBatchMemory(3 * SIZE, warmup_steps=20),
+        memory=inbatch_neg.CrossBatchMemory(CAPACITY, warmup_steps=20),
         estimate=inbatch_neg.StreamingSamplingProbability(200, num_hashes=2),
     )
     # Of the optimizer, the number of steps does not matter.
     model.compile(
         keras.optimizers.SGD(0.5),
         loss=inbatch_neg.InBatchNegativeLoss(),
+        metrics=[
+            inbatch_neg.InBatchTopKAccuracy(k=3),
+            inbatch_neg.InBatchMeanReciprocalRank(),
+        ],
         **{"jit_compile": False, **arguments},
     )
     return model
 
 
-def variables(model):
-    return [to_numpy(variable) for variable in model.variables]
+@functools.cache
+def trained_on_arrays(chunk_size=5):
+    """Returns the expected model, and the history of its epochs."""
+    model = every_state(chunk_size)
+    data = inbatch_neg.full_batches(DATA, SIZE)
+    return model, models.fit(model, data, epochs=EPOCHS)
 
 
 def assert_same_state(model, expected):
-    paths = [variable.path for variable in model.variables]
-    for name in ("filled", "steps", "clock", "seed_generator_state"):
-        assert any(path.endswith(name) for path in paths)
-    assert_all_equal(variables(model), variables(expected))
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_every_state_waits_for_the_batch(source):
-    model, expected = every_state(), every_state()
-    train(model, source)
-    train_on_arrays(expected)
-    assert_same_state(model, expected)
+    assert len(model.variables) == len(expected.variables)
+    for one, other in zip(model.variables, expected.variables):
+        if not one.dtype.startswith("float"):  # counts, ids, seeds
+            assert_array_equal(to_numpy(one), to_numpy(other), one.path)
+        elif not model.jit_compile:  # XLA draws other numbers
+            assert_close(to_numpy(one), to_numpy(other), 1e-5, one.path)
 
 
 @pytest.mark.parametrize(
     ("source", "arguments"),
     [
-        ("full function", {"chunk_size": 32}),  # as one chunk
-        ("full function", {"jit_compile": True}),
-        ("full function", {"run_eagerly": True}),
-        ("full function", {"steps_per_execution": 3}),
+        *((source, {}) for source in SOURCES),
+        ("full PyDataset", {"chunk_size": 32}),  # as one chunk
+        ("full PyDataset", {"jit_compile": True}),
+        ("full PyDataset", {"run_eagerly": True}),
+        ("full PyDataset", {"steps_per_execution": 3}),
     ],
     ids=str,
 )
-def test_every_way_to_run_a_step(source, arguments):
-    model, expected = every_state(**arguments), every_state(**arguments)
-    train(model, source)
-    train_on_arrays(expected)
-    assert_same_state(model, expected)
-
-
-# One whose number of rows is unknown in the step, and one that declares it.
-TWO = ("generator", "full PyDataset")
-
-
-@pytest.mark.parametrize("source", TWO)
-def test_no_empty_slot_is_a_negative(source):
-    def compiled(memory):
-        keras.utils.set_random_seed(1)
-        model = models.two_towers(
-            inbatch_neg.InBatchNegativeSoftmax(batch_size=SIZE), memory=memory
-        )
-        model.compile(
-            keras.optimizers.SGD(0.5), loss=inbatch_neg.InBatchNegativeLoss()
-        )
-        return model
-
-    memory = inbatch_neg.CrossBatchMemory(2 * ROWS)
-    model = compiled(memory)
-    train(model, source, epochs=1)
-    kept = memory(np.ones((SIZE, 8), "float32"), np.ones(SIZE, "int32"))
-    filled = to_numpy(kept["candidate_mask"])
-    assert filled.tolist() == [True] * (SIZE + ROWS) + [False] * ROWS
-    # No row of the data is zeros, as an empty slot is.
-    assert np.all(np.any(to_numpy(kept["candidate"])[filled] != 0.0, axis=1))
-    expected = compiled(inbatch_neg.CrossBatchMemory(2 * ROWS))
-    train_on_arrays(expected, epochs=1)
-    data = inbatch_neg.full_batches(DATA, SIZE)
-    losses = [one.evaluate(data, verbose=0) for one in (model, expected)]
-    assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize("source", TWO)
-def test_the_clock_counts_the_rows(source):
-    estimate = inbatch_neg.StreamingSamplingProbability(1000)
-    model = models.two_towers(
-        inbatch_neg.InBatchNegativeSoftmax(batch_size=SIZE), estimate=estimate
+def test_states_and_metrics_wait_for_the_batch(source, arguments):
+    model = every_state(**arguments)
+    history = train(model, source)
+    expected, expected_history = trained_on_arrays(
+        arguments.get("chunk_size", 5)
     )
-    model.compile("sgd", loss=inbatch_neg.InBatchNegativeLoss())
-    train(model, source)
-    never_seen = to_numpy(estimate(np.array([2**20], "int32")))
-    np.testing.assert_allclose(1.0 / never_seen, [EPOCHS * ROWS + 1])
-
-
-@pytest.mark.parametrize("source", TWO)
-def test_metrics_are_means_over_the_rows(source):
-    def compiled():
-        keras.utils.set_random_seed(1)
-        model = models.two_towers(
-            inbatch_neg.InBatchNegativeSoftmax(
-                return_logits=True, batch_size=SIZE
-            )
-        )
-        model.compile(
-            keras.optimizers.SGD(0.5),
-            loss=inbatch_neg.InBatchNegativeLoss(),
-            metrics=[
-                inbatch_neg.InBatchTopKAccuracy(k=3),
-                inbatch_neg.InBatchMeanReciprocalRank(),
-            ],
-        )
-        return model
-
-    found, expected = train(compiled(), source), train_on_arrays(compiled())
-    for name in ("in_batch_top_3_accuracy", "in_batch_mean_reciprocal_rank"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
-
-
-@pytest.mark.parametrize("source", TWO)
-def test_an_evaluation_draws_as_often_as_it_has_batches(source):
-    model, expected = every_state(), every_state()
-    for _ in range(2):
-        model.evaluate(SOURCES[source](), verbose=0)
-        expected.evaluate(inbatch_neg.full_batches(DATA, SIZE), verbose=0)
     assert_same_state(model, expected)
+    if not model.jit_compile:
+        for name in METRICS:
+            assert_close(history[name], expected_history[name], 1e-5, name)
+
+
+def test_the_expected_states():
+    model, _ = trained_on_arrays()
+    states = {v.path.rsplit("/")[-1]: to_numpy(v) for v in model.variables}
+    assert states["steps"] == ROWS // SIZE * EPOCHS
+    assert states["filled"] == states["clock"] == ROWS * EPOCHS
+    newest_first = DATA["item"].reshape(-1, SIZE)[::-1].reshape(-1)
+    ids = [*newest_first.tolist() * EPOCHS, *[0] * 10]
+    assert states["candidate_ids"].tolist() == ids
+    assert "seed_generator_state" in states
+
+
+def test_an_evaluation_draws_as_often_as_it_has_batches():
+    expected = every_state()
+    for _ in range(2):
+        expected.evaluate(inbatch_neg.full_batches(DATA, SIZE), verbose=0)
+    for source in ("generator", "full PyDataset"):
+        model = every_state()
+        for _ in range(2):
+            model.evaluate(SOURCES[source](), verbose=0)
+        assert_same_state(model, expected)
