@@ -10,7 +10,7 @@ import os
 import warnings
 
 # Most of the time on JAX goes into compiling, and most of that into making
-# fast what runs once. What XLA fuses and rounds stays the same.
+# fast what runs once.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import keras
