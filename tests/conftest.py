@@ -9,6 +9,10 @@ import importlib.util
 import os
 import warnings
 
+# Most of the time on JAX goes into compiling, and most of that into making
+# fast what runs once.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import keras
 import pytest
 

@@ -354,8 +354,15 @@ class StopAfter(keras.callbacks.Callback):
 
 
 @pytest.mark.backends("jax", "torch")
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("error", [None, KeyboardInterrupt(), ValueError()])
+@pytest.mark.parametrize(
+    "error, shuffle",
+    [
+        (None, False),
+        (None, True),
+        (KeyboardInterrupt(), True),
+        (ValueError(), False),
+    ],
+)
 def test_every_row_in_the_epoch_after_a_fit_that_stopped(error, shuffle):
     dataset = full_batches(Batches(), 2, shuffle=True, seed=1, batched=True)
     model = reading.two_towers()

@@ -124,7 +124,7 @@ def train(kind, folder, callbacks, backup):
     return model.get_weights()
 
 
-@pytest.mark.parametrize("kind", ["arrays", "parquet", "torch"])
+@pytest.mark.parametrize("kind", ["arrays", "parquet"])
 def test_as_if_never_stopped(kind, tmp_path):
     """`BackupAndRestore` sets the epoch after Keras has looked at the data."""
     whole = train(kind, tmp_path, [], tmp_path / "one")

@@ -83,8 +83,15 @@ def _x(batch):
     return batch[0] if isinstance(batch, tuple) else batch
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("kind", [k for k in ALL if k != "iterator"])
+@pytest.mark.parametrize(
+    "kind, shuffle",
+    [
+        *[(kind, True) for kind in ALL if kind != "iterator"],
+        ("arrays", False),
+        ("tf.data", False),
+        ("function", False),
+    ],
+)
 def test_padded(kind, shuffle, tmp_path):
     """20 rows on three processes of 6: the last one has copies alone."""
     datasets = shards(

@@ -26,8 +26,10 @@ def test_one_column(source):
     np.testing.assert_array_equal(epoch(dataset), batches)
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("size", [3, 4, 7])
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "batched, size", [(False, None), (True, 3), (True, 4), (True, 7)]
+)
 def test_batches_are_regrouped(batched, size):
     data = {"a": np.arange(24), "b": np.arange(48).reshape(24, 2)}
     rows = tf.data.Dataset.from_tensor_slices(data)
@@ -54,6 +56,7 @@ SOURCES = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("source", SOURCES)
 def test_shuffled_anew_and_reproducible(source):
     def epochs(seed):
@@ -97,6 +100,7 @@ def test_data_without_an_end():
     assert batch.tolist() == [0, 1, 2, 0]
 
 
+@pytest.mark.once
 def test_batches_that_pass_for_rows(caplog):
     rows = tf.data.Dataset.from_tensor_slices(
         {"user": np.arange(64), "item": np.arange(64)}
@@ -147,8 +151,10 @@ def tags(lengths, batch=None):
     return dataset.padded_batch(batch) if batch else dataset
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("remainder", ["drop", "pad"])
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "batched, remainder", [(False, "drop"), (False, "pad"), (True, "drop")]
+)
 def test_rows_of_unknown_length(batched, remainder):
     def full(*lengths, size=4, **arguments):
         return full_batches(
@@ -183,6 +189,7 @@ def test_no_label_stays(known, remainder):
         assert batch[0]["user"].shape == (4,) and batch[1] is None
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("label", [False, True])
 def test_columns(label):
     rows = {"user": np.arange(8), "age": np.arange(8), "item": np.arange(8)}

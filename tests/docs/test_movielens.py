@@ -59,7 +59,7 @@ def test_the_command_line_trains_evaluates_and_draws(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["recipe", "streaming", "mixed", "symmetric"])
+@pytest.mark.parametrize("name", ["streaming", "mixed", "symmetric"])
 def test_a_recipe_learns_the_two_groups(movielens, data, folder, name):
     split = data.split_last_two(data.load_ratings(folder))
     result = movielens.train(
@@ -87,7 +87,7 @@ def test_the_other_recipes_train(movielens, data, folder, name):
     split = data.split_last_two(data.load_ratings(folder))
     # The hardest 100 must be fewer than the batch.
     result = movielens.train(
-        movielens.RECIPES[name], split, epochs=3, batch_size=128
+        movielens.RECIPES[name], split, epochs=1, batch_size=128
     )
     assert 0 < result.ndcg < result.recall <= 1
 
@@ -109,6 +109,7 @@ def test_training_stops_and_goes_back_to_the_best_epoch(
     result = movielens.train(
         movielens.RECIPES["recipe"], split, epochs=30, batch_size=128
     )
+    assert result.recall > 0.95
     assert len(result.validation) == result.epoch + 2 < 30
     # The towers are those of the best epoch, and give the figures again.
     validation, test, _ = movielens.evaluations(

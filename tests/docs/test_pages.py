@@ -2,8 +2,6 @@
 
 import pathlib
 import re
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -180,51 +178,6 @@ def test_start_page_gives_its_numbers(tmp_path, monkeypatch, capsys):
     # Ten are shown, of the 14 that remain.
     assert recall[-1] == pytest.approx(10 / 14, abs=0.03)
     assert page["kind"][0] == page["ids"][0][0] % page["KINDS"]
-
-
-LOADS = """
-import sys
-import keras
-
-tower = keras.models.load_model("tower.keras")
-vectors = keras.ops.convert_to_numpy(tower(keras.ops.arange(3)))
-assert vectors.shape == (3, 4)
-assert "inbatch_neg" not in sys.modules
-try:
-    keras.models.load_model("training.keras")
-except TypeError as error:
-    assert "Could not locate class 'InBatchNegativeSoftmax'" in str(error)
-else:  # Keras 3.5 imports the module of a class by itself.
-    assert keras.__version__.startswith("3.5."), keras.__version__
-import inbatch_neg
-
-keras.models.load_model("training.keras")
-print("loaded")
-"""
-
-
-def test_towers_load_with_keras_alone(tmp_path):
-    """What docs/serving.md says of a process that imported only Keras."""
-    ids = keras.Input((), dtype="int32")
-    tower = keras.Sequential([ids, keras.layers.Embedding(3, 4)])
-    tower.save(tmp_path / "tower.keras")
-    softmax = inbatch_neg.InBatchNegativeSoftmax(temperature=0.2)
-    keras.Model(ids, softmax(tower(ids), tower(ids))).save(
-        tmp_path / "training.keras"
-    )
-    package = str(pathlib.Path(inbatch_neg.__file__).parents[1])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path.append({package!r})\n{LOADS}",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    assert done.stdout.splitlines()[-1:] == ["loaded"]
 
 
 PROJECT = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())

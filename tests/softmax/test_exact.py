@@ -43,9 +43,11 @@ def test_up_to_which_size_the_scores_are_kept(monkeypatch, rows):
 LOSSES = [60.0, 80.0, 87.0, 87.5, 88.5, 89.0, 95.0, 102.5, 103.5, 105.0, 300.0]
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_shares_that_underflow(each_path, compiled, loss):
+@pytest.mark.parametrize(
+    "loss, compiled",
+    [(x, False) for x in LOSSES] + [(x, True) for x in (87.5, 88.5, 103.5)],
+)
+def test_shares_that_underflow(each_path, loss, compiled):
     # Scores of row 0: 0 of its own, `loss` of the negative.
     batch = {
         "query": np.ones((3, 1), "float32"),

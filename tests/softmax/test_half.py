@@ -9,6 +9,7 @@ from inbatch_neg.backends import backend
 from tests import internals, oracle
 from tests.helpers import (
     ALONE,
+    RULES,
     assert_close,
     batch_of,
     losses_and_gradients,
@@ -91,10 +92,17 @@ def errors(function, batch, dtype, upstream):
     }
 
 
-@pytest.mark.parametrize("temperature, even", [(1.0, True), (0.05, False)])
-@pytest.mark.parametrize("names", ALONE, ids="+".join)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_no_worse_than_naive(products, dtype, names, temperature, even):
+@pytest.mark.parametrize(
+    "dtype, temperature, even, names",
+    [
+        ("float16", 1.0, True, RULES),
+        ("float16", 0.05, False, RULES),
+        ("bfloat16", 1.0, True, RULES),
+        ("float16", 1.0, True, ()),
+        *[("bfloat16", 0.05, False, names) for names in ALONE],
+    ],
+)
+def test_no_worse_than_naive(products, dtype, temperature, even, names):
     batch = batch_of(50, 60)
     for name in VECTORS:
         vectors = batch[name]
@@ -126,8 +134,9 @@ def half_loss(dtype, **rules):
     return loss
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype, weighted", [("float16", True), ("bfloat16", False)]
+)
 def test_positives_that_are_nearly_certain(products, dtype, weighted):
     """p - 1 keeps its digits, where 1 - p is down to 1e-4."""
     rng = np.random.default_rng(0)
@@ -171,8 +180,7 @@ def test_rows_without_negatives(products, dtype):
 
 
 @pytest.mark.backends("jax")
-@pytest.mark.parametrize("around", ["jit", "checkpoint"])
-def test_gradient_of_a_function_that_jax_traces_late(products, around):
+def test_gradient_of_a_function_that_jax_traces_late(products):
     import jax
 
     batch = batch_of(10)
@@ -181,10 +189,11 @@ def test_gradient_of_a_function_that_jax_traces_late(products, around):
     def loss(*vectors):
         return half_loss("bfloat16")(*vectors).sum()
 
-    gradients = jax.grad(getattr(jax, around)(loss), (0, 1))(*by)
     expected = jax.grad(loss, (0, 1))(*by)
-    for one, other in zip(gradients, expected):
-        assert_close(one, other, 2.0**-7)
+    for around in (jax.jit, jax.checkpoint):
+        gradients = jax.grad(around(loss), (0, 1))(*by)
+        for one, other in zip(gradients, expected):
+            assert_close(one, other, 2.0**-7)
     assert products
 
 
@@ -219,8 +228,9 @@ def test_small_probabilities_and_large_weights(products, dtype):
     assert products
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("options", [{}, {"symmetric": True}], ids=str)
+@pytest.mark.parametrize(
+    "dtype, options", [("float16", {}), ("bfloat16", {"symmetric": True})]
+)
 def test_layer(products, dtype, options):
     batch = batch_of(30)
     batch = {name: batch[name] for name in (*VECTORS, "candidate_ids")}

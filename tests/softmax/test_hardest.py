@@ -8,9 +8,11 @@ from tests import helpers, internals, oracle
 from tests.helpers import assert_close, losses_and_gradients, to_numpy
 
 
-@pytest.mark.parametrize("count", [1, 4, 12])
-@pytest.mark.parametrize("rules", [False, True])
-def test_hardest_equals_a_full_sort(monkeypatch, count, rules):
+@pytest.mark.parametrize(
+    "count, rules, weighted",
+    [(4, False, False), (1, True, True), (4, True, True), (12, True, False)],
+)
+def test_hardest_equals_a_full_sort(monkeypatch, count, rules, weighted):
     internals.small_chunks(monkeypatch, rows=4)
     batch = helpers.batch_of(10, 13)
     if not rules:
@@ -18,15 +20,14 @@ def test_hardest_equals_a_full_sort(monkeypatch, count, rules):
     layer = InBatchNegativeSoftmax(
         count, sampling="hardest", temperature=0.5, batch_size="any"
     )
-    upstream = np.linspace(0.5, 2.0, 10).astype("float32")
-    for weights in (None, upstream):
-        value, gradients = losses_and_gradients(layer, batch, weights)
-        expected, d_expected = oracle.softmax_loss(
-            **batch, temperature=0.5, hardest=count, upstream=weights
-        )
-        assert_close(value, expected, name="loss")
-        for name in gradients:
-            assert_close(gradients[name], d_expected[name], name=name)
+    upstream = np.linspace(0.5, 2.0, 10) if weighted else None
+    value, gradients = losses_and_gradients(layer, batch, upstream)
+    expected, d_expected = oracle.softmax_loss(
+        **batch, temperature=0.5, hardest=count, upstream=upstream
+    )
+    assert_close(value, expected, name="loss")
+    for name in gradients:
+        assert_close(gradients[name], d_expected[name], name=name)
 
 
 def test_hardest_of_equal_scores_are_the_first():

@@ -88,9 +88,7 @@ def columns_of(logits, rows):
     )
 
 
-@pytest.mark.parametrize(
-    "rows, count", [(12, 4), (12, 11), (13, 5), (2, 1), (7, 1), (9, 8)]
-)
+@pytest.mark.parametrize("rows, count", [(12, 4), (12, 11), (13, 5), (2, 1)])
 def test_shifts_of_the_layer(rows, count):
     layer = inbatch_neg.InBatchNegativeSoftmax(
         count, return_logits=True, seed=3
@@ -238,10 +236,9 @@ def trained(layer, loss, labels=None, epochs=2):
     return model.get_weights(), losses
 
 
-@pytest.mark.parametrize("count", [None, 3])
-def test_categorical_crossentropy_trains_the_same(count):
-    columns = 16 if count is None else 1 + count
-    labels = np.zeros((64, columns), "float32")
+def test_categorical_crossentropy_trains_the_same():
+    count = 3
+    labels = np.zeros((64, 1 + count), "float32")
     labels[:, 0] = 1
 
     def layer(return_logits):

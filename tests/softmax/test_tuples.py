@@ -19,6 +19,7 @@ from tests import helpers, internals, oracle
 from tests.helpers import (
     ALONE,
     BACKEND,
+    RULES,
     assert_close,
     to_numpy,
     value_and_gradients,
@@ -57,9 +58,11 @@ def check(function, tuples, flat, upstream, **options):
     assert_close(d_candidate, d_expected["candidate"])
 
 
-@pytest.mark.parametrize("names", ALONE, ids="+".join)
-def test_each_rule(monkeypatch, each_path, names):
-    if each_path == "chunked":
+@pytest.mark.parametrize(
+    "chunked, names", [(False, RULES), *[(True, names) for names in ALONE]]
+)
+def test_each_rule(monkeypatch, chunked, names):
+    if chunked:
         internals.small_chunks(monkeypatch)
     batches = [
         {name: batch[name] for name in ("query", "candidate", *names)}

@@ -91,15 +91,18 @@ def each_size(request, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "what, several, names",
+    "chunked, what, several, names",
     [
-        (np.nan, False, NO_MORE),
-        (np.nan, False, helpers.RULES),
-        (np.nan, True, helpers.RULES),
-        (3e38, False, helpers.RULES),  # whose products are infinite
+        (True, np.nan, False, NO_MORE),
+        (True, np.nan, True, helpers.RULES),
+        (True, 3e38, False, helpers.RULES),  # whose products are infinite
+        (False, np.nan, False, helpers.RULES),
+        (False, 3e38, False, NO_MORE),
     ],
 )
-def test_loss_function(each_size, what, several, names):
+def test_loss_function(monkeypatch, chunked, what, several, names):
+    if chunked:
+        internals.small_chunks(monkeypatch)
     batch = padded_batch(several, names)
     upstream = np.linspace(0.5, 2.0, ROWS)
     expected = without_padding(batch, upstream)
@@ -109,7 +112,6 @@ def test_loss_function(each_size, what, several, names):
 @pytest.mark.parametrize(
     "options, several, training",
     [
-        ({}, False, True),
         ({}, False, False),
         ({}, True, True),
         (ROTATION, False, True),
@@ -171,7 +173,11 @@ def test_both_directions(monkeypatch, options):
 
     def run(batch):
         layer = InBatchNegativeSoftmax(symmetric=True, **options)
-        return helpers.losses_and_gradients(layer, batch)
+        rest = {k: v for k, v in batch.items() if k not in VECTORS}
+        return value_and_gradients(
+            lambda **vectors: layer(**vectors, **rest, training=True),
+            {name: batch[name] for name in VECTORS},
+        )
 
     value, gradients = run(batch)
     found, d_found = run(spoiled(batch, of=("candidate",)))
@@ -191,10 +197,10 @@ def test_both_directions(monkeypatch, options):
 
 
 @pytest.mark.backends("tensorflow", "jax")  # PyTorch refuses it: no trace
-@pytest.mark.parametrize("what", [np.nan, np.inf])
-def test_probability_in_a_compiled_step(each_size, what):
+def test_probability_in_a_compiled_step(each_size):
     batch = padded_batch()
-    nan = spoiled(batch, what, of=("candidate_sampling_probability",))
+    nan = spoiled(batch, of=("candidate_sampling_probability",))
+    nan["candidate_sampling_probability"][PADDED] = np.inf
     check(ops.in_batch_softmax_loss, nan, without_padding(batch))
 
 
@@ -217,8 +223,10 @@ def test_masked_vectors_of_a_query():
         assert_close(found[name], gradients[name], name=name)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("forced", [False, True])
+@pytest.mark.parametrize(
+    "dtype, forced",
+    [("float16", False), ("float16", True), ("bfloat16", True)],
+)
 def test_half_precision(monkeypatch, dtype, forced):
     if forced:
         internals.small_chunks(monkeypatch)
