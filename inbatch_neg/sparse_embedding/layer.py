@@ -177,7 +177,9 @@ class SparseEmbedding(keras.layers.Layer):
         leaves = [ops.convert_to_tensor(ids) for ids in leaves]
         if in_symbolic_call:
             results = [
-                ops.zeros((*ids.shape, self.output_dim), self.compute_dtype)
+                ops.zeros(
+                    (*ops.shape(ids), self.output_dim), self.compute_dtype
+                )
                 for ids in leaves
             ]
             return tree.pack_sequence_as(inputs, results)
@@ -245,8 +247,9 @@ def _check_ids(ids: Any) -> None:
     if dtype not in backend.id_dtypes or dtype == "string":
         raise TypeError(
             "`inputs` must be integers, since floats of 32 bits merge ids "
-            "above 2^24. Fix: `keras.Input(..., dtype='int32')`. Received: "
-            f"dtype={dtype}"
+            "above 2^24. Fix: `keras.Input(..., dtype='int32')`, in a "
+            "`keras.Sequential` as its first layer, which else makes floats of "
+            f"them. Received: dtype={dtype}"
         )
 
 

@@ -192,6 +192,30 @@ def test_float_ids():
         inbatch_neg.SparseEmbedding(30, 4)(keras.Input(()))
 
 
+def test_ids_of_a_sequential_model():
+    # Keras makes an input of floats for its first layer.
+    table = inbatch_neg.SparseEmbedding(30, 4)
+    ids = keras.Input((), dtype="int32")
+    with pytest.raises(TypeError, match="as its first layer"):
+        keras.Sequential([table])(ids)
+    tower = keras.Sequential([keras.Input((), dtype="int32"), table])
+    assert tower(ids).shape == (None, 4)
+
+
+def test_a_tower_without_a_symbolic_shape_of_its_own():
+    class Tower(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.table = inbatch_neg.SparseEmbedding(30, 4)
+
+        def call(self, ids):
+            return self.table({"item": ids, "last": ids[:, -1]})
+
+    vectors = Tower()(keras.Input((5,), dtype="int32"))
+    assert vectors["item"].shape == (None, 5, 4)
+    assert vectors["last"].shape == (None, 4)
+
+
 def test_an_outer_policy_does_not_round_the_table():
     inner = inbatch_neg.SparseEmbedding(30, 4, dtype="float32")
     inner.build()
