@@ -4,24 +4,14 @@ Candidate j of the global batch is the number j, the extra ones go on from
 there, and every query is 1, so a logit is the number of its candidate. The
 layer named "extra" has extra candidates. The seed is None: left to themselves,
 processes would draw shifts of their own.
-
-Arguments: output file, rank, number of replicas, port.
 """
 
-import os
-import sys
+import keras
+import numpy as np
 
-REPLICAS = int(sys.argv[3])
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={REPLICAS}"
-
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-
-import inbatch_neg  # noqa: E402
-from tests.replicas import groups  # noqa: E402
+import inbatch_neg
 
 ROWS = 4
-GLOBAL = ROWS * REPLICAS
 EXTRA = 2  # of each replica
 
 
@@ -35,49 +25,38 @@ def layers():
     }
 
 
-def numbers(name, replica, rows, extra):
-    """Returns the numbers of the replica's candidates, a list."""
-    own = list(range(replica * rows, (replica + 1) * rows))
+def numbers(name, replica, replicas):
+    """Returns the numbers of the replica's candidates, (rows, 1) floats."""
+    own = list(range(replica * ROWS, (replica + 1) * ROWS))
     if name == "extra":
-        first = GLOBAL + replica * extra
-        own += range(first, first + extra)
-    return own
+        first = ROWS * replicas + replica * EXTRA
+        own += range(first, first + EXTRA)
+    return np.array(own, "float32")[:, None]
 
 
-def on_jax():
-    distribution = keras.distribution.DataParallel(
-        devices=keras.distribution.list_devices("cpu")
-    )
-    assert distribution.device_mesh.devices.size == REPLICAS
-    keras.distribution.set_distribution(distribution)
-    query = np.ones((GLOBAL, 1), "float32")
-    return {
-        name: np.asarray(
-            layer(
-                query,
-                np.array(numbers(name, 0, GLOBAL, EXTRA * REPLICAS), "float32")[
-                    :, None
-                ],
-            )
-        )
-        for name, layer in layers().items()
-    }
+def on_jax(devices):
+    """Returns the logits by layer; the batch of JAX is the global one."""
+    query = np.ones((ROWS * devices, 1), "float32")
+    found = {}
+    for name, layer in layers().items():
+        parts = [numbers(name, device, devices) for device in range(devices)]
+        candidate = np.sort(np.concatenate(parts), axis=0)
+        found[name] = np.asarray(layer(query, candidate))
+    return found
 
 
-def on_tensorflow():
+def on_tensorflow(strategy):
+    """Returns the logits by layer, of one replica after the other."""
     import tensorflow as tf
 
-    strategy = groups.mirrored(REPLICAS)
+    count = strategy.num_replicas_in_sync
     with strategy.scope():
         made = layers()
 
     def call(name):
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        of_all = [
-            numbers(name, number, ROWS, EXTRA) for number in range(REPLICAS)
-        ]
-        candidate = tf.constant(of_all, "float32")[replica][:, None]
-        return made[name](tf.ones((ROWS, 1)), candidate)
+        of_all = np.stack([numbers(name, n, count) for n in range(count)])
+        return made[name](tf.ones((ROWS, 1)), tf.constant(of_all)[replica])
 
     found = {}
     for name in made:
@@ -88,26 +67,14 @@ def on_tensorflow():
     return found
 
 
-def on_torch(rank, port):
-    import torch
-
-    groups.join(rank, REPLICAS, port)
-    found = {}
-    for name, layer in layers().items():
-        candidate = torch.tensor(numbers(name, rank, ROWS, EXTRA)).float()
-        found[name] = layer(torch.ones((ROWS, 1)), candidate[:, None]).numpy()
-    torch.distributed.barrier()
-    return found
-
-
-def main(output, rank, _, port):
-    backend = keras.backend.backend()
-    if backend == "torch":
-        found = on_torch(int(rank), port)
-    else:
-        found = on_jax() if backend == "jax" else on_tensorflow()
-    np.savez(output, **found)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def on_torch(rank, count):
+    """Returns the logits by layer, of this process alone."""
+    return {
+        name: keras.ops.convert_to_numpy(
+            layer(
+                keras.ops.ones((ROWS, 1)),
+                keras.ops.convert_to_tensor(numbers(name, rank, count)),
+            )
+        )
+        for name, layer in layers().items()
+    }

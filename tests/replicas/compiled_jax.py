@@ -1,19 +1,12 @@
-"""Compiles the layer on four devices and counts what they communicate.
-
-Argument: rows of the global batch. Prints one line of JSON.
-"""
+"""Compiles the layer on four devices and counts what they communicate."""
 
 import json
-import os
 import re
-import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import jax
+import keras
 
-import jax  # noqa: E402
-import keras  # noqa: E402
-
-import inbatch_neg  # noqa: E402
+import inbatch_neg
 
 DIMENSIONS = 64
 ROWS_OF_TABLE = 99_991
@@ -79,16 +72,8 @@ def facts(program):
     }
 
 
-def main(rows):
-    devices = keras.distribution.list_devices("cpu")
-    assert len(devices) == 4
-    keras.distribution.set_distribution(
-        keras.distribution.DataParallel(devices=devices)
-    )
-    print(json.dumps(facts(compiled(int(rows), cross_replica=True))))
-    print(json.dumps(facts(compiled(int(rows), cross_replica=False))))
-    print(json.dumps(facts(compiled_sparse(int(rows)))))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def show(rows):
+    """Prints lines of JSON, for a global batch of so many rows."""
+    print(json.dumps(facts(compiled(rows, cross_replica=True))))
+    print(json.dumps(facts(compiled(rows, cross_replica=False))))
+    print(json.dumps(facts(compiled_sparse(rows))))

@@ -1,17 +1,7 @@
-"""Trains on TensorFlow workers while something goes wrong.
+"""Trains on TensorFlow workers while something goes wrong."""
 
-Arguments: folder, number of workers, what happens: "nothing", "unequal" (the
-last worker has two rows less, in step 2 of a program for any number of rows),
-"kill" (the last worker is killed in step 3).
-Every step is saved, and training goes on from the last one saved, with the rows
-of the epoch that comes. Ends with 4 after an error of the engine.
-"""
-
-import json
 import os
-import pathlib
 import signal
-import sys
 
 import keras
 import tensorflow as tf
@@ -21,10 +11,20 @@ from tests.replicas import problem
 
 CASE = "rotation"
 STEPS = 6
-ENGINE_TIMEOUT = 20
 
 
-def train(folder, rank, count, strategy, event):
+def train(folder, rank, count, strategy, event="nothing"):
+    """Trains, and saves every step: goes on from the last one saved.
+
+    Args:
+        folder: Of the checkpoints.
+        rank: The index of this worker.
+        count: The number of workers.
+        strategy: Of all workers.
+        event: "nothing", "unequal" (the last worker has two rows less, in step
+            2 of a program for any number of rows), "more" (the last worker has
+            a batch less) or "kill" (the last worker is killed in step 3).
+    """
     any_rows = event == "unequal"
     with strategy.scope():
         towers = problem.model(
@@ -71,7 +71,8 @@ def train(folder, rank, count, strategy, event):
     global_step = tf.function(global_step, input_signature=signature)
     first = int(step_count)
     batches = problem.batches_from(first, count)
-    for step, batch in zip(range(first, STEPS), batches):
+    last = STEPS - (event == "more" and rank == count - 1)
+    for step, batch in zip(range(first, last), batches):
         unequal = event == "unequal" and rank == count - 1 and step == 2
         end = -2 if unequal else None
         if event == "kill" and rank == count - 1 and step == 3:
@@ -83,34 +84,3 @@ def train(folder, rank, count, strategy, event):
             manager.save()
     print("steps", first, STEPS, flush=True)
     return problem.result(towers, losses=[1.0])
-
-
-def main(folder, count, event):
-    folder, count = pathlib.Path(folder), int(count)
-    rank, strategy = 0, tf.distribute.get_strategy()
-    if count > 1:
-        rank = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(
-            communication_options=tf.distribute.experimental.CommunicationOptions(
-                timeout_seconds=ENGINE_TIMEOUT
-            )
-        )
-    assert strategy.num_replicas_in_sync == count
-    if event == "unequal":
-        with strategy.scope():
-            problem.print_refusals(
-                batch_size=4 + rank,
-                seed=2**40 * (1 + rank),
-                rows=24 + rank,
-                first_epoch=rank,
-            )
-    try:
-        result = train(folder, rank, count, strategy, event)
-    except (tf.errors.OpError, ValueError) as error:
-        print(type(error).__name__, error, flush=True)
-        os._exit(4)
-    problem.save(folder / f"{rank}.npz", {CASE: result})
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,28 +1,31 @@
-"""Trains on PyTorch while something goes wrong.
-
-Arguments: folder, rank, number of processes, port, what happens:
-"nothing", "unequal" (the last process has two rows less in step 2) or "kill"
-(the last process is killed in step 3). Every step is saved, and training goes
-on from the last one saved, with the rows of the epoch that comes. Ends with 3
-after `PartialBatchError`, with 4 after an error of the engine.
-"""
+"""Trains on PyTorch while something goes wrong."""
 
 import os
-import pathlib
 import signal
-import sys
 
+import keras
 import torch
 
 import inbatch_neg
-from tests.replicas import groups, problem
+from tests.replicas import problem
 
 CASE = "rotation"
 STEPS = 6
-ENGINE_TIMEOUT = 20
 
 
-def train(folder, rank, count, event):
+def train(folder, rank, count, event="nothing"):
+    """Trains, and saves every step: goes on from the last one saved.
+
+    Args:
+        folder: Of the checkpoint.
+        rank: The index of this process.
+        count: The number of processes.
+        event: "nothing", "unequal" (the last process has two rows less in step
+            2), "more" (the last process has a batch less) or "kill" (the last
+            process is killed in step 3).
+    """
+    keras.utils.clear_session()  # the names of layers are in `state_dict`
+    folder.mkdir(exist_ok=True)
     towers = problem.model(CASE, cross_replica=count > 1)
     towers.built = True
     module = towers
@@ -38,7 +41,8 @@ def train(folder, rank, count, event):
     loss_of = inbatch_neg.InBatchNegativeLoss()
     batches = problem.batches_from(first, count)
     losses = []
-    for step, batch in zip(range(first, STEPS), batches):
+    last = STEPS - (event == "more" and rank == count - 1)
+    for step, batch in zip(range(first, last), batches):
         unequal = event == "unequal" and rank == count - 1 and step == 2
         end = -2 if unequal else None
         batch = {k: torch.as_tensor(v[:end]) for k, v in batch.items()}
@@ -59,23 +63,3 @@ def train(folder, rank, count, event):
             os.replace(folder / "new.pt", saved)
     print("steps", first, STEPS, flush=True)
     return problem.result(towers, losses=[1.0])
-
-
-def main(folder, rank, count, port, event):
-    folder, rank, count = pathlib.Path(folder), int(rank), int(count)
-    torch.set_num_threads(1)
-    if count > 1:
-        groups.join(rank, count, port, timeout=ENGINE_TIMEOUT)
-    try:
-        result = train(folder, rank, count, event)
-    except inbatch_neg.PartialBatchError as error:
-        print(error, flush=True)
-        os._exit(3)
-    except RuntimeError as error:
-        print(error, flush=True)
-        os._exit(4)
-    problem.save(folder / f"{rank}.npz", {CASE: result})
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

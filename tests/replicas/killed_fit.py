@@ -1,25 +1,14 @@
-"""Trains with `fit` and `BackupAndRestore` on two devices; may be killed.
-
-Arguments: output file, folder of the backup, what happens: "nothing" or
-"kill" (in the middle of the second epoch). The rows are shuffled.
-"""
+"""`fit` with `BackupAndRestore`, which may be killed; the rows are shuffled."""
 
 import json
 import os
 import pathlib
 import signal
-import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import keras
 
-import keras  # noqa: E402
-import tensorflow as tf  # noqa: E402
-
-import inbatch_neg  # noqa: E402
-from tests.replicas import (
-    groups,  # noqa: E402
-    problem,  # noqa: E402
-)
+import inbatch_neg
+from tests.replicas import problem
 
 # Random shifts: to go on right, training must know where they were.
 CASE = "rotation"
@@ -34,28 +23,22 @@ class Epoch(keras.callbacks.Callback):
         self.number = epoch
 
 
-class Kill(keras.callbacks.Callback):
+class Kill(Epoch):
     """Kills the process, as the system would, in the middle of epoch 2."""
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
     def on_train_batch_end(self, batch, logs=None):
-        if (self.epoch, batch) == (1, 1):
+        if (self.number, batch) == (1, 1):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(output, folder, event):
-    if keras.backend.backend() == "jax":
-        devices = keras.distribution.list_devices("cpu")
-        assert len(devices) == 2
-        keras.distribution.set_distribution(
-            keras.distribution.DataParallel(devices=devices)
-        )
-        strategy = tf.distribute.get_strategy()
-    else:
-        strategy = groups.mirrored(2)
-        assert strategy.num_replicas_in_sync == 2
+def train(scope, folder, output=None):
+    """Trains three epochs, or goes on from the backup.
+
+    Args:
+        scope: Context to make the model in.
+        folder: Of the backup.
+        output: File of the result; None: the process is killed.
+    """
     current = Epoch()
     first_epoch = lambda: current.number  # noqa: E731
     if keras.backend.backend() == "tensorflow":
@@ -71,22 +54,18 @@ def main(output, folder, event):
         seed=1,
         first_epoch=first_epoch,
     )
-    with strategy.scope():
+    with scope:
         towers = problem.model(CASE, cross_replica=True)
         towers.compile(
             keras.optimizers.SGD(0.5, momentum=0.9),
             loss=inbatch_neg.InBatchNegativeLoss(),
         )
     callbacks = [keras.callbacks.BackupAndRestore(folder), current]
-    if event == "kill":
+    if output is None:
         callbacks.append(Kill())
     history = towers.fit(
         dataset, epochs=3, shuffle=False, verbose=0, callbacks=callbacks
     )
-    print("epochs trained:", history.epoch, flush=True)
+    print("epochs trained:", history.epoch)
     losses = history.history["loss"][-2:]
     problem.save(output, {CASE: problem.result(towers, losses)})
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

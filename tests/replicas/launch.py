@@ -9,6 +9,10 @@ import sys
 import time
 
 import numpy as np
+import pytest
+
+from tests import internals
+from tests.replicas import parts, problem
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMEOUT = 240
@@ -118,39 +122,32 @@ def assert_equal_results(expected, actual, cases=()):
         assert error <= 1e-5 * scale, f"{name}: {error:.1e} of {scale:.1e}"
 
 
-def assert_refused(process, seeds):
+def results_alone(folder):
+    """Trains every case on one device, in this process; returns the file."""
+    with pytest.MonkeyPatch.context() as patch:
+        internals.compute_in_chunks(patch)
+        problem.fit_alone(folder / "alone.npz")
+    return folder / "alone.npz"
+
+
+def said(process, part):
+    """Returns what a part of `parts.run` printed; fails if it did not end."""
+    text = process.log.read_text()
+    _, begun, text = text.partition(f"== {part}\n")
+    text, ended, _ = text.partition(f"== {part} ended\n")
+    assert begun and ended, tail(process)
+    return text
+
+
+def assert_refused(text, seeds):
     """Checks what `problem.print_refusals` printed, the same everywhere."""
-    lines = process.log.read_text().splitlines()
+    lines = text.splitlines()
     assert [line for line in lines if line.startswith("refused: ")] == [
         "refused: `batch_size` by process: [4, 5]",
         f"refused: `seed`, -1 for None, by process: {seeds}",
         "refused: rows of `data`, -1 if unknown, by process: [24, 25]",
         "refused: `first_epoch`, -1 for a function, by process: [0, 1]",
     ]
-
-
-def columns(folder, engine, replicas):
-    """Returns what `columns.py` shows, the replicas' rows in order."""
-    (port,) = free_ports(1)
-    processes = replicas if engine == "torch" else 1
-    finish(
-        [
-            start(
-                "columns",
-                folder / f"{rank}.npz",
-                rank,
-                replicas,
-                port,
-                engine=engine,
-                log=folder / f"{rank}.log",
-            )
-            for rank in range(processes)
-        ]
-    )
-    found = [np.load(folder / f"{rank}.npz") for rank in range(processes)]
-    return {
-        name: np.concatenate([one[name] for one in found]) for name in found[0]
-    }
 
 
 def assert_global_columns(found, rows):
@@ -180,111 +177,30 @@ def assert_own_columns(found, rows, replicas):
     np.testing.assert_array_equal(own // rows, replica + 0 * own)
 
 
-def assert_survivors_and_resumption(
-    folder, start, survivor_code, engine_timeout
-):
-    """Kills a worker, and sees training end, and later go on to the result.
-
-    Args:
-        folder: Empty folder.
-        start: Function of a folder, the number of workers and the event that
-            returns the started processes.
-        survivor_code: Exit code after an error of the engine.
-        engine_timeout: Seconds that the engine was told to wait.
-    """
-    for name in ("alone", "together"):
-        (folder / name).mkdir()
-    finish(start(folder / "alone", 1, "nothing"))
-    processes = start(folder / "together", 2, "kill")
-    killed = processes[-1]
-    killed.wait(TIMEOUT)
-    began = time.monotonic()
-    codes = wait(processes)
-    assert codes == [survivor_code, -9], tail(processes[0])
-    assert time.monotonic() - began < engine_timeout + 20
-    processes = start(folder / "together", 2, "nothing")
-    finish(processes)
-    for rank, process in enumerate(processes):
-        # The step of the kill had not been saved.
-        assert "steps 3 6" in process.log.read_text()
-        assert_equal_results(
-            folder / "alone" / "0.npz", folder / "together" / f"{rank}.npz"
-        )
+def ended_after(text):
+    """Returns the seconds and the name of the error that ended a wait."""
+    found = re.search(r"^after (\d+) s: (\w+): ", text, re.MULTILINE)
+    assert found, text
+    return int(found.group(1)), found.group(2)
 
 
-def assert_backup_restores(folder, engine):
-    """Kills a `fit` in its second epoch; a second one ends as if not."""
-
-    def fit(name, event):
-        return start(
-            "killed_fit",
-            folder / f"{name}.npz",
-            folder / f"{name}_backup",
-            event,
-            engine=engine,
-            log=folder / f"{name}_{event}.log",
-        )
-
-    finish([fit("whole", "nothing")])
-    assert wait([fit("killed", "kill")]) == [-9]
-    assert not (folder / "killed.npz").exists()
-    second = fit("killed", "nothing")
-    finish([second])
-    assert "epochs trained: [1, 2]" in second.log.read_text()
-    assert_equal_results(folder / "whole.npz", folder / "killed.npz")
-
-
-def assert_estimate_is_right(folder, engine):
-    """Trains the streaming estimate on two devices."""
-    log = folder / "estimate.log"
-    finish([start("estimate", engine=engine, log=log)])
-
-
-def assert_example_learns(
-    folder, engine, environments=({},), arguments=((),), program=None
-):
-    """Runs `docs/examples/replicas_<program>.py` on ratings made up here.
-
-    Args:
-        folder: For the ratings, the rows and the logs.
-        engine: The backend, and the program unless it is named.
-        environments: Of each process.
-        arguments: Of each process.
-        program: The last part of the program's name.
-    """
-    _write_ratings(folder)
-    shared = ("--data", folder, "--folder", folder, "--epochs", 16)
-
-    def example(name, log, *more, **environment):
-        return start(
-            f"docs/examples/replicas_{name}.py",
-            *shared,
-            *more,
-            engine=engine,
-            log=folder / log,
-            **environment,
-        )
-
-    finish([example("towers", "rows.log")])
-    processes = [
-        example(program or engine, f"example{rank}.log", *more, **environment)
-        for rank, (environment, more) in enumerate(
-            zip(environments, arguments, strict=True)
-        )
-    ]
-    finish(processes)
-    text = processes[0].log.read_text()
+def assert_example_learned(text):
+    """Checks what an example of `docs/examples` printed in the end."""
     found = re.search(r"recall@10 ([0-9.]+), .* by chance ([0-9.]+)", text)
-    assert found, tail(processes[0])
+    assert found, text
     assert float(found.group(1)) > 0.7
     assert float(found.group(2)) < 0.05
 
 
-def _write_ratings(folder, users=300, kinds=10, items_of_a_kind=30):
-    """Writes a `u.data` of users who take items of one kind."""
+def write_ratings(folder, users=300, kinds=10, items_of_a_kind=30):
+    """Writes a `u.data` of users who take items of one kind.
+
+    The examples read it, and `pairs.parquet`, which is written from it.
+    """
     random = np.random.default_rng(0)
     lines = []
     for user in range(users):
         taken = random.permutation(items_of_a_kind)[:20] * kinds + user % kinds
         lines += [f"{user} {item} 5 {t}" for t, item in enumerate(taken)]
     (folder / "u.data").write_text("\n".join(lines))
+    parts.run_example("towers", folder)

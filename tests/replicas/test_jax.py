@@ -1,7 +1,8 @@
-"""JAX: `keras.distribution` on virtual CPU devices."""
+"""JAX: `keras.distribution` on virtual CPU devices, and in two processes."""
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.replicas import launch
@@ -11,74 +12,113 @@ ENGINE = "jax"
 pytestmark = pytest.mark.backends(ENGINE)
 
 
-# By way of training and distribution: `fit` of one of them takes all cases.
-FEW = ("everything", "rotation", "memory", "chunked")
-
-
-def train(output, *arguments, **environment):
+def start(folder, log, *names, **environment):
+    """Starts a process that runs the named parts of `on_jax.py`."""
     return launch.start(
-        "run_jax",
-        output,
-        *arguments,
+        "on_jax",
+        folder,
+        *names,
         engine=ENGINE,
-        log=f"{output}.log",
+        log=folder / f"{log}.log",
         **environment,
     )
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """One device with the global batch, by way of training."""
-    folder = tmp_path_factory.mktemp("alone")
-    files = {way: folder / f"{way}.npz" for way in ("fit", "loop")}
-    launch.finish([train(files["fit"], "fit", "none", 1)])
-    launch.finish([train(files["loop"], "loop", "none", 1, *FEW)])
-    return files
+def folder(tmp_path_factory):
+    """The place of all results, and the ratings that the example reads."""
+    folder = tmp_path_factory.mktemp("replicas")
+    launch.write_ratings(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What one device finds, with the global batch."""
+    return launch.results_alone(folder)
+
+
+@pytest.fixture(scope="module")
+def killed(folder):
+    """A process of four devices that is killed while it trains."""
+    names = ("columns", "compiled", "unequal", "killed fit")
+    process = start(folder, "killed", *names)
+    assert launch.wait([process]) == [-9], launch.tail(process)
+    return process
+
+
+@pytest.fixture(scope="module")
+def devices(folder, killed):
+    """A process of four devices, and all that they do."""
+    process = start(
+        folder,
+        "devices",
+        *("fit", "fit of a sharded model", "loop", "estimate"),
+        *("whole fit", "second fit"),
+    )
+    launch.finish([process])
+    return process
+
+
+@pytest.fixture(scope="module")
+def processes(folder):
+    """Two processes; the last one is killed in the end."""
+    (port,) = launch.free_ports(1)
+    names = ("example", "refusals", "fit of processes", "killed")
+    processes = [
+        start(
+            folder,
+            f"process{rank}",
+            *names,
+            PORT=str(port),
+            PROCESS=str(rank),
+        )
+        for rank in range(2)
+    ]
+    assert launch.wait(processes) == [4, -9], launch.tail(processes[0])
+    return processes
 
 
 @pytest.mark.parametrize(
-    "way, kind, cases",
+    "part, file, cases",
     [
-        ("fit", "data", ()),
-        ("fit", "model", FEW),
-        ("loop", "data", FEW),
+        ("fit", "fit", ()),
+        ("fit of a sharded model", "model", ("everything", "memory")),
+        ("loop", "loop", ("rotation",)),
     ],
 )
-def test_four_devices_equal_one_device(alone, tmp_path, way, kind, cases):
-    file = tmp_path / "distributed.npz"
-    launch.finish([train(file, way, kind, 4, *cases)])
-    launch.assert_equal_results(alone[way], file, cases)
+def test_four_devices_equal_one_device(
+    alone, folder, devices, part, file, cases
+):
+    launch.said(devices, part)
+    launch.assert_equal_results(alone, folder / f"{file}.npz", cases)
 
 
-def test_two_processes_equal_one_device(alone, tmp_path):
-    cases = ("everything", "memory")
-    (port,) = launch.free_ports(1)
-    processes = [
-        train(
-            *(tmp_path / f"{process}.npz", "fit", "processes", 1, *cases),
-            **{"PORT": str(port), "PROCESSES": "2", "PROCESS": str(process)},
+def test_two_processes_equal_one_device(alone, folder, processes):
+    for rank, process in enumerate(processes):
+        launch.said(process, "fit of processes")
+        launch.assert_equal_results(
+            alone, folder / f"processes{rank}.npz", ("everything", "memory")
         )
-        for process in range(2)
-    ]
-    launch.finish(processes)
-    for number, process in enumerate(processes):
-        file = tmp_path / f"{number}.npz"
-        launch.assert_equal_results(alone["fit"], file, cases)
-        launch.assert_refused(process, seeds=[2**40, 2**41])
 
 
-def test_columns_follow_the_global_batch(tmp_path):
-    found = launch.columns(tmp_path, ENGINE, replicas=4)
+def test_processes_refuse_different_arguments(processes):
+    for process in processes:
+        text = launch.said(process, "refusals")
+        launch.assert_refused(text, seeds=[2**40, 2**41])
+
+
+def test_columns_follow_the_global_batch(folder, killed):
+    launch.said(killed, "columns")
+    found = np.load(folder / "columns.npz")
     launch.assert_global_columns(found, rows=16)
     # JAX has one global batch, whatever the devices.
     assert found["own_rows"].shape == (16, 16)
 
 
-def test_candidates_are_communicated_once_and_devices_share_the_rows(tmp_path):
+def test_candidates_are_communicated_once_and_devices_share_the_rows(killed):
     rows, dimensions = 8192, 64
-    log = tmp_path / "compiled.log"
-    launch.finish([launch.start("compiled_jax", rows, engine=ENGINE, log=log)])
-    lines = [x for x in log.read_text().splitlines() if x.startswith("{")]
+    lines = launch.said(killed, "compiled").splitlines()
     across, left_alone, table = map(json.loads, lines)
     assert across["collectives"] == [
         f"all-gather f32[{rows},{dimensions}]",  # the candidates
@@ -106,31 +146,28 @@ def test_candidates_are_communicated_once_and_devices_share_the_rows(tmp_path):
     assert not any("99991" in shape for shape in table["collectives"])
 
 
-def test_the_estimate_counts_the_rows_of_all_devices(tmp_path):
-    launch.assert_estimate_is_right(tmp_path, ENGINE)
-
-
-def test_backup_and_restore_after_a_kill(tmp_path):
-    launch.assert_backup_restores(tmp_path, ENGINE)
-
-
-def test_the_example_learns(tmp_path):
-    (port,) = launch.free_ports(1)
-    launch.assert_example_learns(
-        tmp_path,
-        ENGINE,
-        [{}, {}],
-        [
-            ("--processes", 2, "--process", process, "--port", port)
-            for process in range(2)
-        ],
-    )
-
-
-def test_rows_that_the_devices_do_not_divide_are_an_error(tmp_path):
-    log = tmp_path / "unequal.log"
-    process = launch.start("unequal_jax", engine=ENGINE, log=log)
-    assert launch.wait([process]) == [3], launch.tail(process)
-    text = log.read_text()
+def test_rows_that_the_devices_do_not_divide_are_an_error(killed):
+    text = launch.said(killed, "unequal")
     assert "must have the same number of rows" in text
     assert "6 rows over 4 devices" in text
+
+
+def test_the_estimate_counts_the_rows_of_all_devices(devices):
+    launch.said(devices, "estimate")
+
+
+def test_backup_and_restore_after_a_kill(folder, devices):
+    launch.said(devices, "whole fit")
+    assert "epochs trained: [1, 2]" in launch.said(devices, "second fit")
+    launch.assert_equal_results(folder / "whole.npz", folder / "second.npz")
+
+
+def test_the_example_learns(processes):
+    text = launch.said(processes[0], "example")
+    launch.assert_example_learned(text)
+
+
+def test_training_ends_after_a_killed_process(processes):
+    text = processes[0].log.read_text().partition("== killed\n")[2]
+    seconds, error = launch.ended_after(text)
+    assert seconds < 40, error

@@ -1,5 +1,6 @@
-"""PyTorch: `torch.distributed` with gloo."""
+"""PyTorch: two processes of `torch.distributed` with gloo."""
 
+import numpy as np
 import pytest
 
 from tests.replicas import launch
@@ -8,67 +9,108 @@ ENGINE = "torch"
 
 pytestmark = pytest.mark.backends(ENGINE)
 
+# What only the timeout of the other process ends.
+WAITS = (
+    "more batches",
+    "no full_batches",
+    "unreadable data",
+    "unreadable input",
+    "a layer alone",
+)
 
-def together(program, folder, number, *event, wanted=None):
-    """Starts `number` processes of a program that takes rank, number, port."""
+
+def start(folder, log, *names):
+    """Starts two processes that run the named parts of `on_torch.py`."""
     (port,) = launch.free_ports(1)
+    # What `torchrun --nproc-per-node 2` sets.
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     return [
         launch.start(
-            program,
-            folder if wanted is None else folder / wanted.format(rank),
-            rank,
-            number,
-            port,
-            *event,
+            "on_torch",
+            folder,
+            *names,
             engine=ENGINE,
-            log=folder / f"{''.join(event)}{rank}.log",
+            log=folder / f"{log}{rank}.log",
+            RANK=rank,
+            LOCAL_RANK=rank,
+            **shared,
         )
-        for rank in range(number)
+        for rank in "01"
     ]
 
 
-def train(folder, number):
-    """Starts processes that train every case."""
-    return together("run_torch", folder, number, wanted="{}.npz")
-
-
-def faulty(folder, number, event):
-    """Starts processes in which something goes wrong."""
-    return together("faults_torch", folder, number, event)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The place of all results, and the ratings that the example reads."""
+    folder = tmp_path_factory.mktemp("replicas")
+    launch.write_ratings(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """One process with the global batch."""
-    folder = tmp_path_factory.mktemp("alone")
-    launch.finish(train(folder, 1))
-    return folder / "0.npz"
+def alone(folder):
+    """What one process finds, with the global batch."""
+    return launch.results_alone(folder)
 
 
-def test_four_processes_equal_one_process(alone, tmp_path):
-    launch.finish(train(tmp_path, 4))
-    for rank in range(4):
-        launch.assert_equal_results(alone, tmp_path / f"{rank}.npz")
+@pytest.fixture(scope="module")
+def uninterrupted(folder):
+    """What one process finds that trains as the killed ones do."""
+    from tests.replicas import faults_torch, problem
+
+    result = faults_torch.train(folder / "alone", 0, 1)
+    problem.save(folder / "uninterrupted.npz", {"resumed": result})
+    return folder / "uninterrupted.npz"
 
 
-def test_columns_follow_the_global_batch(tmp_path):
-    found = launch.columns(tmp_path, ENGINE, replicas=2)
+@pytest.fixture(scope="module")
+def killed(folder):
+    """Two processes; the last one is killed in the end."""
+    processes = start(folder, "killed", "columns", "killed")
+    assert launch.wait(processes) == [4, -9], launch.tail(processes[0])
+    return processes
+
+
+@pytest.fixture(scope="module")
+def processes(folder, killed):
+    """Two processes, and all that they do."""
+    names = ("fit", "uneven", "unequal", *WAITS, "resumed", "example")
+    processes = start(folder, "processes", *names)
+    launch.finish(processes)
+    return processes
+
+
+def test_two_processes_equal_one_process(alone, folder, processes):
+    for rank, process in enumerate(processes):
+        launch.said(process, "fit")
+        launch.assert_equal_results(alone, folder / f"fit{rank}.npz")
+
+
+def test_columns_follow_the_global_batch(folder, killed):
+    parts = []
+    for rank, process in enumerate(killed):
+        launch.said(process, "columns")
+        parts.append(np.load(folder / f"columns{rank}.npz"))
+    found = {
+        name: np.concatenate([one[name] for one in parts]) for name in parts[0]
+    }
     launch.assert_global_columns(found, rows=8)
     launch.assert_own_columns(found, rows=4, replicas=2)
 
 
-def test_unequal_rows_are_an_error_on_every_process(tmp_path):
-    processes = faulty(tmp_path, 2, "unequal")
-    assert launch.wait(processes) == [3, 3]
+def test_unequal_rows_are_an_error_on_every_process(processes):
     for process in processes:
-        text = process.log.read_text()
+        text = launch.said(process, "unequal")
         assert "Received: rows of `query` by replica: [8, 6]" in text
 
 
-def test_what_differs_on_one_process_is_an_error_on_every_one(tmp_path):
-    processes = together("uneven_torch", tmp_path, 2)
-    launch.finish(processes)
-    said = [process.log.read_text().splitlines() for process in processes]
+def test_what_differs_on_one_process_is_an_error_on_every_one(processes):
+    said = [launch.said(one, "uneven").splitlines() for one in processes]
     # Of eight rows of the second global batch, each process has its four.
     assert [lines.pop(-3) for lines in said] == [
         "[8, 9, 10, 11]",
@@ -96,24 +138,28 @@ def test_what_differs_on_one_process_is_an_error_on_every_one(tmp_path):
     assert "rows of `candidate_ids` by replica: [8, 6]" in refused[-1]
 
 
-def test_training_survives_a_killed_process(tmp_path):
-    launch.assert_survivors_and_resumption(
-        tmp_path, faulty, survivor_code=4, engine_timeout=20
-    )
+@pytest.mark.parametrize("case", WAITS)
+def test_a_process_that_waits_ends_by_the_timeout(processes, case):
+    seconds, error = launch.ended_after(launch.said(processes[0], case))
+    assert 7 <= seconds < 30, error
+    text = launch.said(processes[1], case)
+    assert ("alone: " in text) == case.startswith("unreadable")
 
 
-def test_the_example_learns(tmp_path):
-    (port,) = launch.free_ports(1)
-    # What `torchrun --nproc-per-node 2` sets.
-    shared = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    launch.assert_example_learns(
-        tmp_path,
-        ENGINE,
-        [{**shared, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"],
-        [(), ()],
-    )
+def test_training_ends_and_goes_on_after_a_killed_process(
+    uninterrupted, folder, killed, processes
+):
+    text = killed[0].log.read_text().partition("== killed\n")[2]
+    seconds, error = launch.ended_after(text)
+    assert seconds < 40, error
+    for rank, process in enumerate(processes):
+        # The step of the kill had not been saved.
+        assert "steps 3 6" in launch.said(process, "resumed")
+        launch.assert_equal_results(
+            uninterrupted, folder / f"resumed{rank}.npz"
+        )
+
+
+def test_the_example_learns(processes):
+    text = launch.said(processes[0], "example")
+    launch.assert_example_learned(text)

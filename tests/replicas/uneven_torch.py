@@ -3,17 +3,11 @@
 Prints a line for each case: its name, the error and its last sentence. A
 process that waits for another that has already refused would run into the
 timeout, and print that.
-
-Arguments: folder (unused), rank, number of processes, port.
 """
 
-import sys
-
 import torch
-from torch import distributed
 
 import inbatch_neg
-from tests.replicas import groups
 
 ROWS = 8
 SHARED = {"cross_replica": True, "batch_size": "any"}
@@ -117,10 +111,7 @@ CASES = {
 }
 
 
-def main(_, rank, count, port):
-    rank, count = int(rank), int(count)
-    torch.set_num_threads(1)
-    groups.join(rank, count, port, timeout=20)
+def show(rank, count):
     for name, call in CASES.items():
         try:
             call(rank == count - 1)
@@ -129,8 +120,3 @@ def main(_, rank, count, port):
             print(f"{name}: {type(error).__name__}: {said}", flush=True)
         else:
             print(f"{name}: passed", flush=True)
-    distributed.barrier()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
