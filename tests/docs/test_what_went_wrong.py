@@ -183,6 +183,11 @@ CALLS = {
     "`…` and `candidate_ids` must both hold integers or both strings.": (
         lambda: evaluation(candidate_ids=list("abcd"))()
     ),
+    "`inputs` must be integers, since floats of 32 bits merge ids above": (
+        lambda: keras.Sequential([inbatch_neg.SparseEmbedding(9, 2)])(
+            keras.Input((), dtype="int32")
+        )
+    ),
     "`…` must hold floats: probabilities or counts, not logarithms.": (
         lambda: layer(candidate_sampling_probability=IDS)
     ),
