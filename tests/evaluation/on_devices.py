@@ -8,7 +8,10 @@ import os
 import sys
 
 _DEVICES = int(sys.argv[3])
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={_DEVICES}"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + f" --xla_force_host_platform_device_count={_DEVICES}"
+)
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402

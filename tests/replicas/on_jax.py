@@ -14,7 +14,10 @@ import time
 
 PROCESS = int(os.environ.get("PROCESS", 0))
 DEVICES = 1 if "PROCESS" in os.environ else 4
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + f" --xla_force_host_platform_device_count={DEVICES}"
+)
 
 import jax  # noqa: E402
 import keras  # noqa: E402
