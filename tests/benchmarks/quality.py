@@ -93,7 +93,10 @@ def two_towers(split, seed, losses, settings):
             embedding = functools.partial(
                 inbatch_neg.SparseEmbedding, learning_rate=settings.sparse_rate
             )
-        layers = [embedding(rows, settings.dimensions)]
+        layers = [
+            keras.Input((), dtype="int32"),
+            embedding(rows, settings.dimensions),
+        ]
         if settings.unit_length:
             layers.append(keras.layers.UnitNormalization())
         return keras.Sequential(layers)
