@@ -13,6 +13,7 @@ with seed 0 and then run with each seed. Each contender has its own process.
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
@@ -26,6 +27,7 @@ import numpy as np
 from tests.docs import examples
 
 DIMENSIONS, BATCH, EPOCHS, RATE, TEMPERATURE = 64, 1024, 20, 1e-2, 0.2
+SPARSE_RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 FIGURES = ("recall@10", "ndcg@10")
 
 
@@ -70,6 +72,7 @@ class Settings(NamedTuple):
     learning_rate: float = RATE
     epochs: int = EPOCHS
     patience: int = EPOCHS  # epochs without a better validation NDCG
+    sparse_rate: float | None = None  # of `SparseEmbedding`, in place of Adam
 
 
 def two_towers(split, seed, losses, settings):
@@ -85,7 +88,15 @@ def two_towers(split, seed, losses, settings):
     keras.utils.set_random_seed(seed)
 
     def tower(rows):
-        layers = [keras.layers.Embedding(rows, settings.dimensions)]
+        embedding = keras.layers.Embedding
+        if settings.sparse_rate:
+            embedding = functools.partial(
+                inbatch_neg.SparseEmbedding, learning_rate=settings.sparse_rate
+            )
+        layers = [
+            keras.Input((), dtype="int32"),
+            embedding(rows, settings.dimensions),
+        ]
         if settings.unit_length:
             layers.append(keras.layers.UnitNormalization())
         return keras.Sequential(layers)
@@ -163,6 +174,21 @@ def recipe_losses(temperature, exponent=1.0):
         )
 
     return losses
+
+
+def sparse(split, seed):
+    """The recipe with `SparseEmbedding`."""
+
+    def run(seed, learning_rate):
+        settings = Settings(sparse_rate=learning_rate)
+        losses = recipe_losses(TEMPERATURE)
+        return best(two_towers(split, seed, losses, settings))
+
+    if not _FOUND:
+        tried = [run(0, rate)[1] for rate in SPARSE_RATES]
+        _FOUND.append(SPARSE_RATES[best(tried)[0]])
+    epoch, result = run(seed, _FOUND[0])
+    return f"learning_rate={_FOUND[0]}, epoch {epoch + 1}", result
 
 
 def plain(split, seed):
@@ -349,6 +375,7 @@ def ease(split, seed):
 # Each contender and the modules that it needs.
 CONTENDERS = {
     "recipe": (),
+    "sparse": (),
     "plain": (),
     "tfrs": ("tensorflow_recommenders", "tf_keras"),
     "keras_rs": ("keras_rs",),

@@ -13,10 +13,12 @@ NDCG@10 on the validation items, as are the settings of the others.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import time
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 
@@ -42,6 +44,7 @@ class Setting(NamedTuple):
     catalogue: bool = False  # all items as negatives, in place of the batch's
     mean: bool = False  # in place of attention
     user_id: bool = False  # a vector of the user, too
+    sparse_rate: float = 0.0  # of `SparseEmbedding`, in place of Adam
 
 
 SETTINGS = {
@@ -57,6 +60,11 @@ SETTINGS = {
     "user_id": Setting("... and the user's id", user_id=True),
     "temperature-0.05": Setting("... temperature 0.05", temperature=0.05),
     "temperature-0.15": Setting("... temperature 0.15", temperature=0.15),
+    # Not on JAX: both towers call the table.
+    "sparse-0.05": Setting("... `SparseEmbedding`, 0.05", sparse_rate=0.05),
+    "sparse-0.1": Setting("... `SparseEmbedding`, 0.1", sparse_rate=0.1),
+    "sparse-0.2": Setting("... `SparseEmbedding`, 0.2", sparse_rate=0.2),
+    "sparse-0.4": Setting("... `SparseEmbedding`, 0.4", sparse_rate=0.4),
 }
 
 
@@ -139,13 +147,19 @@ def build(split, setting, inputs):
     import inbatch_neg
 
     example = examples.load("movielens_history")
-    history_tower, item_tower = example.towers(
-        split.num_items,
-        setting.length,
-        DIMENSIONS,
-        setting.blocks,
-        block=mean_block if setting.mean else example.transformer_block,
-    )
+    embedding = keras.layers.Embedding
+    if setting.sparse_rate:
+        embedding = functools.partial(
+            inbatch_neg.SparseEmbedding, learning_rate=setting.sparse_rate
+        )
+    with mock.patch.object(keras.layers, "Embedding", embedding):
+        history_tower, item_tower = example.towers(
+            split.num_items,
+            setting.length,
+            DIMENSIONS,
+            setting.blocks,
+            block=mean_block if setting.mean else example.transformer_block,
+        )
     query, query_tower = history_tower(inputs["history"]), None
     if setting.user_id:
         users = keras.layers.Embedding(split.num_users, DIMENSIONS)
