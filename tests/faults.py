@@ -520,7 +520,7 @@ def run_tests(folder, tests, backend, cache):
 
 
 def copy_tree(folder):
-    for name in ("inbatch_neg", "tests"):
+    for name in ("inbatch_neg", "tests", "docs"):
         shutil.copytree(
             ROOT / name,
             folder / name,
