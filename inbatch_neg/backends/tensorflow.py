@@ -113,10 +113,8 @@ class TensorFlowBackend(Backend):
         actual = tf.shape(first)[0]
         if rows is None:
             check = tf.debugging.assert_greater(actual, 1, **options)
-        else:
-            check = tf.debugging.assert_equal(actual, rows, **options)
-        if rows is None:
             return after_check(check, tensors)
+        check = tf.debugging.assert_equal(actual, rows, **options)
         shape = [rows, *first.shape[1:]]
         (first,) = after_check(check, [first])
         first = tf.ensure_shape(first, shape, name=name)
@@ -141,7 +139,7 @@ def _has_gpu() -> bool:
 
 
 def after_check(check: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns the tensors, available after the assertion `check`."""
+    """Returns the tensors, available after the operation `check`."""
     with tf.control_dependencies([] if check is None else [check]):
         return [
             None if tensor is None else tf.identity(tensor)
