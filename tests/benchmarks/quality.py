@@ -27,7 +27,6 @@ import numpy as np
 from tests.docs import examples
 
 DIMENSIONS, BATCH, EPOCHS, RATE, TEMPERATURE = 64, 1024, 20, 1e-2, 0.2
-SPARSE_RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 FIGURES = ("recall@10", "ndcg@10")
 
 
@@ -72,7 +71,20 @@ class Settings(NamedTuple):
     learning_rate: float = RATE
     epochs: int = EPOCHS
     patience: int = EPOCHS  # epochs without a better validation NDCG
-    sparse_rate: float | None = None  # of `SparseEmbedding`, in place of Adam
+    sparse_rate: float = 0.0  # of `SparseEmbedding`, in place of Adam
+
+
+def embedding_layer(sparse_rate):
+    """Returns what makes a table; by `SparseEmbedding`, if it has a rate."""
+    import keras
+
+    import inbatch_neg
+
+    if not sparse_rate:
+        return keras.layers.Embedding
+    return functools.partial(
+        inbatch_neg.SparseEmbedding, learning_rate=sparse_rate
+    )
 
 
 def two_towers(split, seed, losses, settings):
@@ -88,11 +100,7 @@ def two_towers(split, seed, losses, settings):
     keras.utils.set_random_seed(seed)
 
     def tower(rows):
-        embedding = keras.layers.Embedding
-        if settings.sparse_rate:
-            embedding = functools.partial(
-                inbatch_neg.SparseEmbedding, learning_rate=settings.sparse_rate
-            )
+        embedding = embedding_layer(settings.sparse_rate)
         layers = [
             keras.Input((), dtype="int32"),
             embedding(rows, settings.dimensions),
@@ -182,13 +190,10 @@ def sparse(split, seed):
     def run(seed, learning_rate):
         settings = Settings(sparse_rate=learning_rate)
         losses = recipe_losses(TEMPERATURE)
-        return best(two_towers(split, seed, losses, settings))
+        return best(two_towers(split, seed, losses, settings))[1]
 
-    if not _FOUND:
-        tried = [run(0, rate)[1] for rate in SPARSE_RATES]
-        _FOUND.append(SPARSE_RATES[best(tried)[0]])
-    epoch, result = run(seed, _FOUND[0])
-    return f"learning_rate={_FOUND[0]}, epoch {epoch + 1}", result
+    grid = {"learning_rate": (0.05, 0.1, 0.2, 0.4, 0.8)}
+    return searched(seed, grid, run)
 
 
 def plain(split, seed):
@@ -293,19 +298,23 @@ def interactions(split):
     )
 
 
-def searched(split, seed, grid, fit):
-    """Returns the best setting with seed 0, and its figures with `seed`."""
+def searched(seed, grid, run):
+    """Returns the best setting with seed 0, and what it gives with `seed`.
+
+    Args:
+        seed: Of the result.
+        grid: {argument of `run`: its values}.
+        run: Takes the seed and a setting, and returns the `figures`.
+    """
     if not _FOUND:
         settings = [
             dict(zip(grid, values))
             for values in itertools.product(*grid.values())
         ]
-        tried = [
-            figures(split, *fit(seed=0, **setting)) for setting in settings
-        ]
+        tried = [run(seed=0, **setting) for setting in settings]
         _FOUND.append(settings[best(tried)[0]])
     (setting,) = _FOUND
-    result = figures(split, *fit(seed=seed, **setting))
+    result = run(seed=seed, **setting)
     return " ".join(f"{k}={v}" for k, v in setting.items()), result
 
 
@@ -318,12 +327,12 @@ def ials(split, seed):
 
     matrix = interactions(split)
 
-    def fit(seed, **setting):
+    def run(seed, **setting):
         model = AlternatingLeastSquares(
             use_gpu=False, num_threads=1, random_state=seed, **setting
         )
         model.fit(matrix, show_progress=False)
-        return model.user_factors, model.item_factors
+        return figures(split, model.user_factors, model.item_factors)
 
     grid = {
         "factors": (24, 32, 48, 64),
@@ -331,7 +340,7 @@ def ials(split, seed):
         "alpha": (1.0, 2.0, 3.0, 5.0, 15.0),
         "iterations": (15,),
     }
-    return searched(split, seed, grid, fit)
+    return searched(seed, grid, run)
 
 
 def bpr(split, seed):
@@ -340,12 +349,12 @@ def bpr(split, seed):
 
     matrix = interactions(split)
 
-    def fit(seed, **setting):
+    def run(seed, **setting):
         model = BayesianPersonalizedRanking(
             use_gpu=False, num_threads=1, random_state=seed, **setting
         )
         model.fit(matrix, show_progress=False)
-        return model.user_factors, model.item_factors
+        return figures(split, model.user_factors, model.item_factors)
 
     grid = {
         "factors": (64,),
@@ -353,7 +362,7 @@ def bpr(split, seed):
         "regularization": (0.003, 0.01, 0.03),
         "iterations": (100, 200),
     }
-    return searched(split, seed, grid, fit)
+    return searched(seed, grid, run)
 
 
 def ease(split, seed):
@@ -361,15 +370,15 @@ def ease(split, seed):
     matrix = interactions(split)
     gram = (matrix.T @ matrix).toarray().astype("float64")
 
-    def fit(seed, penalty):
+    def run(seed, penalty):
         inverse = np.linalg.inv(gram + penalty * np.eye(len(gram)))
         weights = inverse / -np.diag(inverse)
         np.fill_diagonal(weights, 0.0)
         # The score of item j for user u is <row u of X, column j of B>.
-        return matrix.toarray(), weights.T
+        return figures(split, matrix.toarray(), weights.T)
 
     grid = {"penalty": (50, 100, 200, 300, 500, 700, 1000, 1500, 2500)}
-    return searched(split, seed, grid, fit)
+    return searched(seed, grid, run)
 
 
 # Each contender and the modules that it needs.

@@ -13,7 +13,6 @@ NDCG@10 on the validation items, as are the settings of the others.
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import time
@@ -61,7 +60,6 @@ SETTINGS = {
     "temperature-0.05": Setting("... temperature 0.05", temperature=0.05),
     "temperature-0.15": Setting("... temperature 0.15", temperature=0.15),
     # Not on JAX: both towers call the table.
-    "sparse-0.05": Setting("... `SparseEmbedding`, 0.05", sparse_rate=0.05),
     "sparse-0.1": Setting("... `SparseEmbedding`, 0.1", sparse_rate=0.1),
     "sparse-0.2": Setting("... `SparseEmbedding`, 0.2", sparse_rate=0.2),
     "sparse-0.4": Setting("... `SparseEmbedding`, 0.4", sparse_rate=0.4),
@@ -147,11 +145,7 @@ def build(split, setting, inputs):
     import inbatch_neg
 
     example = examples.load("movielens_history")
-    embedding = keras.layers.Embedding
-    if setting.sparse_rate:
-        embedding = functools.partial(
-            inbatch_neg.SparseEmbedding, learning_rate=setting.sparse_rate
-        )
+    embedding = quality.embedding_layer(setting.sparse_rate)
     with mock.patch.object(keras.layers, "Embedding", embedding):
         history_tower, item_tower = example.towers(
             split.num_items,
