@@ -13,7 +13,7 @@ def evaluated(folder, kind, devices):
     """Returns the file of what the program finds."""
     file = folder / f"{kind}.npz"
     program = launch.start(
-        "tests/evaluation/on_devices.py",
+        "tests.evaluation.on_devices",
         file,
         kind,
         devices,

@@ -32,7 +32,7 @@ def train(folder, rank, count, strategy, event="nothing"):
             cross_replica=count > 1,
             batch_size="any" if any_rows else None,
         )
-        optimizer = keras.optimizers.SGD(0.5)
+        optimizer = keras.optimizers.SGD(problem.LEARNING_RATE)
         optimizer.build(towers.trainable_variables)
     loss_of = inbatch_neg.InBatchNegativeLoss()
     step_count = tf.Variable(0, dtype="int64")

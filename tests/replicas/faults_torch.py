@@ -29,7 +29,7 @@ def train(folder, rank, count, event="nothing"):
     towers = problem.model(CASE, cross_replica=count > 1)
     towers.built = True
     module = towers
-    optimizer = torch.optim.SGD(towers.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(towers.parameters(), lr=problem.LEARNING_RATE)
     saved, first = folder / "saved.pt", 0
     if saved.exists():
         state = torch.load(saved)

@@ -34,17 +34,12 @@ def start(program, *arguments, engine, log, **environment):
     """Starts a program; what it prints goes to the file `log`.
 
     Args:
-        program: Path from the root of the repository, or the name of a
-            module in this folder.
+        program: Name of the module.
         arguments: Of the program.
         engine: The backend.
         log: Path of the file.
         environment: Further variables.
     """
-    if program.endswith(".py"):
-        program = [str(ROOT / program)]
-    else:
-        program = ["-m", f"tests.replicas.{program}"]
     paths = [str(ROOT), os.environ.get("PYTHONPATH")]
     env = {
         **os.environ,
@@ -58,13 +53,20 @@ def start(program, *arguments, engine, log, **environment):
     }
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [sys.executable, *program, *map(str, arguments)],
+            [sys.executable, "-m", program, *map(str, arguments)],
             env=env,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
     process.log = pathlib.Path(log)
     return process
+
+
+def start_parts(engine, folder, log, *names, **environment):
+    """Starts the named parts of `on_<engine>.py`, with a log in the folder."""
+    log = folder / f"{log}.log"
+    program = f"tests.replicas.on_{engine}"
+    return start(program, folder, *names, engine=engine, log=log, **environment)
 
 
 def wait(processes, timeout=TIMEOUT):

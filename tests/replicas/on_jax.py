@@ -10,7 +10,6 @@ import os
 import pathlib
 import signal
 import sys
-import time
 
 PROCESS = int(os.environ.get("PROCESS", 0))
 DEVICES = 1 if "PROCESS" in os.environ else 4
@@ -34,7 +33,6 @@ from tests.replicas import (  # noqa: E402
 )
 
 FOLDER = pathlib.Path(sys.argv[1])
-LEARNING_RATE = 0.5
 
 
 def data_parallel():
@@ -72,7 +70,7 @@ def fit(output, cases):
         data = problem.fit_arguments(case)
         data = data[0] if len(data) == 1 else data
         dataset = inbatch_neg.full_batches(data, rows, shard="auto")
-        losses = problem.fit(towers, dataset, LEARNING_RATE)
+        losses = problem.fit(towers, dataset)
         results[case] = problem.result(towers, losses)
     problem.save(FOLDER / output, results)
     return towers
@@ -109,7 +107,7 @@ def loop():
         gradient = jax.value_and_grad(loss_and_state, has_aux=True)
         (loss, other), gradients = gradient(trainable, other, batch)
         trainable = [
-            value - LEARNING_RATE * slope
+            value - problem.LEARNING_RATE * slope
             for value, slope in zip(trainable, gradients)
         ]
         return loss, trainable, other
@@ -183,12 +181,9 @@ def killed():
     """Process 1 is killed while process 0 trains, and ends with 4."""
     if PROCESS:
         os.kill(os.getpid(), signal.SIGKILL)
-    began = time.monotonic()
-    try:
-        fit("never.npz", ["everything"])
-    except Exception as error:
-        seconds = time.monotonic() - began
-        print(f"after {seconds:.0f} s: {type(error).__name__}: {error}")
+    parts.ends_with_an_error(
+        lambda: fit("never.npz", ["everything"]), Exception
+    )
     sys.stdout.flush()
     os._exit(4)  # or JAX would wait for the other
 

@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import sys
-import time
 
 import keras
 import numpy as np
@@ -29,7 +28,6 @@ FOLDER = pathlib.Path(sys.argv[1])
 WORKERS = json.loads(os.environ.get("TF_CONFIG", "{}"))
 RANK = WORKERS["task"]["index"] if WORKERS else 0
 ENGINE_TIMEOUT = 20
-LEARNING_RATE = 0.5
 
 
 # A process can use only one strategy: several mix up their collectives. The
@@ -83,7 +81,7 @@ def fit():
     for case in problem.CASES:
         with mirrored(2).scope():
             towers = problem.model(case, cross_replica=True)
-            losses = problem.fit(towers, dataset_of(case), LEARNING_RATE)
+            losses = problem.fit(towers, dataset_of(case))
         results[case] = problem.result(towers, losses)
     problem.save(FOLDER / "fit.npz", results)
 
@@ -95,7 +93,7 @@ def loop(strategy, output, *cases):
     for case in cases:
         with strategy.scope():
             towers = problem.model(case, cross_replica=True)
-            optimizer = keras.optimizers.SGD(LEARNING_RATE)
+            optimizer = keras.optimizers.SGD(problem.LEARNING_RATE)
             optimizer.build(towers.trainable_variables)
 
         def step(batch, towers=towers, optimizer=optimizer):
@@ -148,14 +146,7 @@ def faulty(event):
 
 def ends_with_an_error(function):
     """Prints the error of the engine, and how long it took."""
-    began = time.monotonic()
-    try:
-        function()
-    except (tf.errors.OpError, ValueError) as error:
-        seconds = time.monotonic() - began
-        print(f"after {seconds:.0f} s: {type(error).__name__}: {error}")
-    else:
-        raise AssertionError("no error")
+    parts.ends_with_an_error(function, tf.errors.OpError, ValueError)
 
 
 def resumed():

@@ -9,7 +9,6 @@ import datetime
 import os
 import pathlib
 import sys
-import time
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from tests.replicas import columns, faults_torch, parts, problem, uneven_torch
 
 FOLDER = pathlib.Path(sys.argv[1])
 RANK, COUNT = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-LEARNING_RATE = 0.5
 
 
 @contextlib.contextmanager
@@ -49,7 +47,7 @@ def loop(case):
     rows, weight = arguments[0], arguments[2:]
     module = torch.nn.parallel.DistributedDataParallel(towers)
     loss_of = inbatch_neg.InBatchNegativeLoss()
-    optimizer = torch.optim.SGD(towers.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.SGD(towers.parameters(), lr=problem.LEARNING_RATE)
     local = problem.GLOBAL_ROWS // COUNT
     losses = []
     for step in range(problem.STEPS):
@@ -106,14 +104,7 @@ def unequal():
 
 def ends_with_an_error(function):
     """Prints the error of the engine, and how long it took."""
-    began = time.monotonic()
-    try:
-        function()
-    except RuntimeError as error:
-        seconds = time.monotonic() - began
-        print(f"after {seconds:.0f} s: {type(error).__name__}: {error}")
-    else:
-        raise AssertionError("no error")
+    parts.ends_with_an_error(function, RuntimeError)
 
 
 def waits(name, first, last):

@@ -43,6 +43,18 @@ def run_example(name, folder, *arguments):
         sys.argv, sys.path = before
 
 
+def ends_with_an_error(function, *errors):
+    """Prints which of `errors` ends a function, and after how long."""
+    began = time.monotonic()
+    try:
+        function()
+    except errors as error:
+        seconds = time.monotonic() - began
+        print(f"after {seconds:.0f} s: {type(error).__name__}: {error}")
+    else:
+        raise AssertionError("no error")
+
+
 def wait_for(path, seconds=60):
     """Waits until another process has made a file."""
     end = time.monotonic() + seconds

@@ -13,6 +13,7 @@ import numpy as np
 import inbatch_neg
 
 STEPS = 3
+LEARNING_RATE = 0.5
 GLOBAL_ROWS = 16
 USERS, ITEMS, DIMENSIONS = 12, 10, 4
 
@@ -243,13 +244,14 @@ def fit_arguments(case):
     return (rows,)
 
 
-def fit(towers, dataset, learning_rate=0.5):
-    """Trains with Keras' `fit`; returns the reported losses by step."""
+def fit(towers, data, run_eagerly=False, **arguments):
+    """Trains with Keras' `fit`; returns the reported losses by epoch."""
     towers.compile(
-        keras.optimizers.SGD(learning_rate),
+        keras.optimizers.SGD(LEARNING_RATE),
         loss=inbatch_neg.InBatchNegativeLoss(),
+        run_eagerly=run_eagerly,
     )
-    history = towers.fit(dataset, shuffle=False, verbose=0)
+    history = towers.fit(data, shuffle=False, verbose=0, **arguments)
     return history.history["loss"]
 
 
@@ -259,21 +261,16 @@ def fit_alone(path):
     for case in CASES:
         towers = model(case, cross_replica=False)
         rows, *rest = fit_arguments(case)
-        towers.compile(
-            keras.optimizers.SGD(0.5),
-            loss=inbatch_neg.InBatchNegativeLoss(),
+        losses = fit(
+            towers,
+            rows,
             # Tracing takes longer than three steps.
             run_eagerly=keras.backend.backend() == "tensorflow",
-        )
-        history = towers.fit(
-            rows,
-            *rest[:1],
+            y=rest[0] if rest else None,
             sample_weight=rest[1] if rest else None,
             batch_size=GLOBAL_ROWS,
-            shuffle=False,
-            verbose=0,
         )
-        results[case] = result(towers, history.history["loss"])
+        results[case] = result(towers, losses)
     save(path, results)
 
 

@@ -1,5 +1,6 @@
 """JAX: `keras.distribution` on virtual CPU devices, and in two processes."""
 
+import functools
 import json
 
 import numpy as np
@@ -12,30 +13,7 @@ ENGINE = "jax"
 pytestmark = pytest.mark.backends(ENGINE)
 
 
-def start(folder, log, *names, **environment):
-    """Starts a process that runs the named parts of `on_jax.py`."""
-    return launch.start(
-        "on_jax",
-        folder,
-        *names,
-        engine=ENGINE,
-        log=folder / f"{log}.log",
-        **environment,
-    )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The place of all results, and the ratings that the example reads."""
-    folder = tmp_path_factory.mktemp("replicas")
-    launch.write_ratings(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def alone(folder):
-    """What one device finds, with the global batch."""
-    return launch.results_alone(folder)
+start = functools.partial(launch.start_parts, ENGINE)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """TensorFlow: `MirroredStrategy` and `MultiWorkerMirroredStrategy`."""
 
+import functools
 import json
 
 import numpy as np
@@ -12,16 +13,7 @@ ENGINE = "tensorflow"
 pytestmark = pytest.mark.backends(ENGINE)
 
 
-def start(folder, log, *names, **environment):
-    """Starts a process that runs the named parts of `on_tensorflow.py`."""
-    return launch.start(
-        "on_tensorflow",
-        folder,
-        *names,
-        engine=ENGINE,
-        log=folder / f"{log}.log",
-        **environment,
-    )
+start = functools.partial(launch.start_parts, ENGINE)
 
 
 def start_workers(folder, log, *names):
@@ -41,20 +33,6 @@ def start_workers(folder, log, *names):
         )
         for rank in range(2)
     ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The place of all results, and the ratings that the examples read."""
-    folder = tmp_path_factory.mktemp("replicas")
-    launch.write_ratings(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def alone(folder):
-    """What one device finds, with the global batch."""
-    return launch.results_alone(folder)
 
 
 @pytest.fixture(scope="module")

@@ -30,32 +30,17 @@ def start(folder, log, *names):
         "MASTER_PORT": str(port),
     }
     return [
-        launch.start(
-            "on_torch",
+        launch.start_parts(
+            ENGINE,
             folder,
+            f"{log}{rank}",
             *names,
-            engine=ENGINE,
-            log=folder / f"{log}{rank}.log",
             RANK=rank,
             LOCAL_RANK=rank,
             **shared,
         )
         for rank in "01"
     ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """The place of all results, and the ratings that the example reads."""
-    folder = tmp_path_factory.mktemp("replicas")
-    launch.write_ratings(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def alone(folder):
-    """What one process finds, with the global batch."""
-    return launch.results_alone(folder)
 
 
 @pytest.fixture(scope="module")
