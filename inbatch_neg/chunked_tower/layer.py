@@ -141,7 +141,9 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
             call.refuse_overwritten_weights()
             return call.pack(outputs)
         if not self.tower.built:
-            call((), [x[:1] for x in call.rows])
+            # As in inference, where one row changes no moving average.
+            first = TowerCall(self.tower, inputs, False, keywords)
+            first((), [x[:1] for x in first.rows])
         call.refuse_overwritten_weights()
         outputs, state = run.run_in_chunks(call, self.chunk_size)
         with backend.after(call.rows):

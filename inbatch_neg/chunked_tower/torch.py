@@ -45,6 +45,11 @@ def run_in_chunks(
         before = _Buffers(buffers)
         outputs, assigned = _run(call, [*weights, *state], rows, before)
         if not results:
+            if len(call.trainable) > len(weights):
+                # A layer was built in this run, although the tower says that
+                # it was before. The weights must be arguments of each run.
+                before.put_back()
+                return run_in_chunks(call, chunk_size)
             buffers = before.keep_changed()
         new.update((key, x.detach()) for key, x in assigned.items())
         results.append(outputs)
@@ -117,13 +122,17 @@ class _Buffers:
         ]
         return [buffer for buffer, _ in self._values]
 
+    def put_back(self) -> None:
+        """Gives them the values that they had."""
+        for buffer, value in self._values:
+            buffer.data.copy_(value)
+
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """A context in which they have the values that they had."""
         now = [buffer.clone() for buffer, _ in self._values]
         try:
-            for buffer, value in self._values:
-                buffer.data.copy_(value)
+            self.put_back()
             yield
         finally:
             for (buffer, _), value in zip(self._values, now):

@@ -237,3 +237,19 @@ def test_the_generator_and_the_buffers_of_torch():
         results[-1]["buffers"] = [to_numpy(x) for x in norm.buffers()]
     assert len(results[0]["buffers"]) == 3
     assert_same(results[1], results[0])
+
+
+@pytest.mark.backends("torch")
+def test_a_layer_behind_a_module_of_torch_is_built_by_the_first_run():
+    """Keras takes a `Sequential` with an `Input` for built, modules or not."""
+    import torch
+
+    batch = towers.rows_of(10)["x"]
+    results = []
+    for around in (towers.ByHand, towers.chunked):
+        keras.utils.set_random_seed(3)
+        norm = torch.nn.BatchNorm1d(6)
+        model = around(dense(layers.TorchModuleWrapper(norm)), 4)
+        results.append(towers.run(model, batch))
+        results[-1]["buffers"] = [to_numpy(x) for x in norm.buffers()]
+    assert_same(results[1], results[0])
