@@ -1,21 +1,13 @@
 """Runs a tower in chunks of rows, on the backend that Keras uses."""
 
-import importlib
-from typing import Any
-
-from inbatch_neg.backends import backend
+from inbatch_neg.backends import engine
 from inbatch_neg.chunked_tower.call import TowerCall, VariableValues
 from inbatch_neg.types import Tensor
 
 
-def _engine() -> Any:
-    """Returns the module of the backend."""
-    return importlib.import_module(f"{__package__}.{backend.name}")
-
-
 def is_dense(tensor: Tensor) -> bool:
     """Returns whether a tensor is neither sparse nor ragged."""
-    return bool(_engine().is_dense(tensor))
+    return bool(engine(__package__).is_dense(tensor))
 
 
 def run_in_chunks(
@@ -34,5 +26,5 @@ def run_in_chunks(
         The outputs; and the variables that the tower assigns, with their
         new values, which are not assigned yet.
     """
-    outputs, state = _engine().run_in_chunks(call, chunk_size)
+    outputs, state = engine(__package__).run_in_chunks(call, chunk_size)
     return outputs, state

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import distributed
 
+from inbatch_neg.replicas import base
 from inbatch_neg.replicas.base import (
     Collectives,
-    Replicas,
     first_difference,
     text_as_number,
 )
@@ -23,7 +23,7 @@ _COMPARED = (
 )
 
 
-class TorchReplicas(Replicas):
+class Replicas(base.Replicas):
     """The processes of `torch.distributed`."""
 
     def collectives(self) -> Collectives | None:

@@ -1,5 +1,7 @@
 """Sparse updates on JAX: the gradient of the table is the updated table."""
 
+import math
+import warnings
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +13,9 @@ import keras
 from inbatch_neg import keras_private
 from inbatch_neg.sparse_embedding import table
 from inbatch_neg.types import Tensor
+
+# From this many numbers on, a copy of a table is worth a warning: 64 MB.
+LARGE_TABLE = 2**24
 
 
 class Overwritten(keras.Variable):
@@ -47,6 +52,7 @@ class Accumulators(Overwritten):
 class Table(Overwritten, table.Table):
     """Refuses other gradients: JAX would add them to the updated table."""
 
+    _has_warned = False
     _of_step: Any = staticmethod(lambda: None)
     _differentiated: list[Any]
 
@@ -61,6 +67,17 @@ class Table(Overwritten, table.Table):
         super().check_optimizer(optimizer)
         if keras_private.scales_loss(optimizer):
             self.warn_of_copy("`LossScaleOptimizer`, of a float16 policy,")
+
+    def warn_of_copy(self, cause: str) -> None:
+        """Warns once, of a large table."""
+        if math.prod(self.shape) < LARGE_TABLE or self._has_warned:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"{cause} copies the whole table {self.path!r} in every step. "
+            "Fix: train in float32 or bfloat16, by `fit` with `jit_compile`.",
+            stacklevel=2,
+        )
 
     def differentiated(self, value: Any) -> list[Any]:
         """Returns the lookups whose gradients are summed for a value."""
@@ -85,14 +102,14 @@ def _refuse_gradient(_: None, gradient: Tensor) -> Any:
 _refuse.defvjp(lambda value: (value, None), _refuse_gradient)
 
 
-def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the vectors of (N,) ids, and a zero for the loss."""
+def lookup(weight: Table, ids: Tensor) -> Tensor:
+    """Returns the vectors of (N,) ids."""
     value = weight.raw_value()
     rows = value.shape[0]
     # A negative index would count from the end.
     ids = jnp.where((ids < 0) | (ids >= rows), rows, ids)
     if not weight.trainable or keras_private.in_export():
-        return _take(value, ids), jnp.zeros((), value.dtype)
+        return _take(value, ids)
     adagrad = weight.adagrad
     lookups = weight.differentiated(value)
     this = object()
@@ -100,14 +117,14 @@ def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
     @jax.custom_vjp
     def run(
         value: Tensor, accumulators: Tensor, rate: Tensor, ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return _take(value, ids), jnp.zeros((), value.dtype)
+    ) -> Tensor:
+        return _take(value, ids)
 
-    def forward(*inputs: Tensor) -> tuple[Any, Any]:
+    def forward(*inputs: Tensor) -> tuple[Tensor, Any]:
         return run(*inputs), inputs
 
     @keras_private.restore_model_state
-    def backward(inputs: Any, upstream: tuple[Tensor, Tensor]) -> Any:
+    def backward(inputs: Any, d_vectors: Tensor) -> Any:
         lookups.append(this)
         weight.has_gradient = adagrad.accumulators.has_gradient = True
         if lookups[0] is not this:
@@ -119,8 +136,6 @@ def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
             )
         if not isinstance(inputs[0], jax.core.Tracer):
             weight.warn_of_copy("A step that is not compiled")
-        d_vectors, scale = upstream
-        d_vectors = d_vectors / jnp.where(scale == 0.0, 1.0, scale)
         return (*_updated(inputs, d_vectors, adagrad.epsilon), None, None)
 
     run.defvjp(forward, backward)

@@ -59,16 +59,6 @@ class Table(table.Table):
         )
 
 
-def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the vectors of (N,) ids, and a zero for the loss."""
-    return _unscaled(tf.gather(weight.value, ids))
-
-
-@tf.custom_gradient
-def _unscaled(vectors: Tensor) -> Any:
-    def gradient(d_vectors: Tensor, d_zero: Tensor) -> Tensor:
-        # Keras divides each loss by the number of replicas.
-        scale = d_zero * replicas.count()
-        return d_vectors / tf.where(scale == 0.0, 1.0, scale)
-
-    return (tf.identity(vectors), tf.zeros((), vectors.dtype)), gradient
+def lookup(weight: Table, ids: Tensor) -> Tensor:
+    """Returns the vectors of (N,) ids."""
+    return tf.gather(weight.value, ids)

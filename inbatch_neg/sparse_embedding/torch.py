@@ -41,8 +41,8 @@ class Table(table.Table):
 
 
 @torch.compiler.disable  # the compiler has no sparse gradients
-def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the vectors of (N,) ids, and a zero for the loss."""
+def lookup(weight: Table, ids: Tensor) -> Tensor:
+    """Returns the vectors of (N,) ids."""
     value = weight.value
     if value.requires_grad and torch.is_grad_enabled():
         if keras_private.scales_loss(keras_private.training_optimizer()):
@@ -58,18 +58,7 @@ def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
                 f"{replicas.count()} processes"
             )
         _TABLES[id(value)] = weight
-    vectors = torch.nn.functional.embedding(ids, value, sparse=True)
-    return _Unscaled.apply(vectors)
-
-
-class _Unscaled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        return vectors.clone(), vectors.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, d_vectors: Tensor, d_zero: Tensor) -> Tensor:
-        return d_vectors / torch.where(d_zero == 0.0, 1.0, d_zero)
+    return torch.nn.functional.embedding(ids, value, sparse=True)
 
 
 # By the id of the parameter.
