@@ -334,7 +334,7 @@ FAULTS = (
     Fault(
         "sparse: a table without gradient set to zero",
         "sparse_embedding/jax.py",
-        "jnp.where(jnp.any(value), value, self.raw_value())",
+        "jnp.where(jnp.any(value), value, self.value)",
         "value",
         "jax",
         (

@@ -107,16 +107,10 @@ class SparseEmbedding(keras.layers.Layer):
         )
         self.mask_zero = arguments.check_flag("mask_zero", mask_zero)
         self.supports_masking = mask_zero
-        if isinstance(learning_rate, keras.Variable):
-            arguments.check_rank("learning_rate", learning_rate, 0, "()")
-        else:
-            arguments.check_positive_number("learning_rate", learning_rate)
         self._adagrad = RowwiseAdagrad(
             learning_rate,
-            arguments.check_positive_number(
-                "initial_accumulator", initial_accumulator
-            ),
-            arguments.check_positive_number("epsilon", epsilon),
+            initial_accumulator,
+            epsilon,
             dtype=self.dtype_policy,
             name="adagrad",
         )
@@ -124,9 +118,8 @@ class SparseEmbedding(keras.layers.Layer):
     @keras_private.restore_model_state
     def build(self, input_shape: Any = None) -> None:
         """Creates the table and its accumulators."""
-        if isinstance(
-            keras.distribution.distribution(), keras.distribution.ModelParallel
-        ):
+        distribution = keras.distribution.distribution()
+        if isinstance(distribution, keras.distribution.ModelParallel):
             raise ValueError(
                 "`SparseEmbedding` cannot be sharded. Fix: use "
                 "`keras.distribution.DataParallel`, or "
@@ -183,13 +176,12 @@ class SparseEmbedding(keras.layers.Layer):
                 vectors, zero = backend.custom_gradient(_unscaled)(vectors)
                 self.add_loss(zero)  # its gradient is the scale of the loss
         vectors = ops.cast(vectors, self.compute_dtype)
-        results, start = [], 0
+        results, end = [], 0
         for ids in leaves:
             shape = ops.shape(ids)
-            end = start + math.prod(shape)
+            start, end = end, end + math.prod(shape)
             own = vectors if len(leaves) == 1 else vectors[start:end]
             results.append(ops.reshape(own, (*shape, self.output_dim)))
-            start = end
         return tree.pack_sequence_as(inputs, results)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
@@ -198,9 +190,7 @@ class SparseEmbedding(keras.layers.Layer):
             return None
         return tree.map_structure(lambda ids: ops.not_equal(ids, 0), inputs)
 
-    def compute_output_spec(
-        self, inputs: Any, training: bool | None = None
-    ) -> Any:
+    def compute_output_spec(self, inputs: Any, **kwargs: Any) -> Any:
         """Returns the symbolic vectors."""
 
         def vectors(ids: keras.KerasTensor) -> keras.KerasTensor:

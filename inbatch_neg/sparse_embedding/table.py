@@ -1,11 +1,11 @@
 """The table of a `SparseEmbedding`, and the state of its updates."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 from keras import ops
 
-from inbatch_neg import keras_private
+from inbatch_neg import arguments, keras_private
 from inbatch_neg.backends import engine
 from inbatch_neg.types import Tensor
 
@@ -17,7 +17,7 @@ class RowwiseAdagrad(keras.layers.Layer):
     of `keras.layers.Embedding`.
 
     Args:
-        learning_rate: Number, or scalar `keras.Variable`.
+        learning_rate: Number above 0, or scalar `keras.Variable`.
         initial_accumulator: What the accumulators start with.
         epsilon: Is added to their square roots.
     """
@@ -30,9 +30,15 @@ class RowwiseAdagrad(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if isinstance(learning_rate, keras.Variable):
+            arguments.check_rank("learning_rate", learning_rate, 0, "()")
+        else:
+            arguments.check_positive_number("learning_rate", learning_rate)
         self.learning_rate = learning_rate
-        self.initial_accumulator = initial_accumulator
-        self.epsilon = epsilon
+        self.initial_accumulator = arguments.check_positive_number(
+            "initial_accumulator", initial_accumulator
+        )
+        self.epsilon = arguments.check_positive_number("epsilon", epsilon)
 
     def build(self, input_shape: tuple[int]) -> None:
         """Creates the accumulators, in this shape."""
@@ -109,22 +115,16 @@ class Table(keras.Variable):
                 f"float32 or bfloat16. Received: keras {keras.__version__}"
             )
 
-    def refuse_dense(self, gradient: Any) -> None:
+    @keras_private.restore_model_state
+    def refuse_dense(self, gradient: Tensor) -> NoReturn:
         """Refuses a gradient of all rows, which would replace them."""
-        if keras_private.calling_optimizer() is None:
-            return
-        with keras_private.restore_model_state:
-            raise ValueError(
-                f"{DENSE} Received: a gradient of shape "
-                f"{tuple(gradient.shape)} for {self.path!r}"
-            )
-
-
-DENSE = (
-    "`SparseEmbedding.embeddings` has a gradient only through the layer's own "
-    "call. Fix: look all rows up by their ids, or use "
-    "`keras.layers.Embedding`, whose table other layers and losses can read."
-)
+        raise ValueError(
+            "`SparseEmbedding.embeddings` has a gradient only through the "
+            "layer's own call. Fix: look all rows up by their ids, or use "
+            "`keras.layers.Embedding`, whose table other layers and losses can "
+            f"read. Received: a gradient of shape {tuple(gradient.shape)} for "
+            f"{self.path!r}"
+        )
 
 
 _OPTIONS = (

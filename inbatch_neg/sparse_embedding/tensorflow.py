@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from inbatch_neg import keras_private
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.sparse_embedding import table
 from inbatch_neg.types import Tensor
@@ -22,7 +23,8 @@ class Table(table.Table):
             return value
         if value is None:  # no gradient, in Keras 3.5
             return value
-        self.refuse_dense(value)
+        if keras_private.calling_optimizer() is not None:
+            self.refuse_dense(value)
         return super().assign(value)
 
     def _update(self, ids: Tensor, gradients: Tensor) -> None:

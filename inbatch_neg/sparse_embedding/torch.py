@@ -24,7 +24,8 @@ class Table(table.Table):
         if isinstance(value, torch.Tensor) and value.is_sparse:
             self.update(value)
             return value
-        self.refuse_dense(value)
+        if keras_private.calling_optimizer() is not None:
+            self.refuse_dense(value)
         return super().assign(value)
 
     @torch.no_grad()
@@ -70,26 +71,24 @@ def _before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
 
     They would take another step by the sparse gradient, or refuse it.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            weight = _TABLES.get(id(parameter))
-            if weight is None or weight.value is not parameter:
-                continue
-            if any(x is not None for x in (*args[1:], *kwargs.values())):
-                raise ValueError(
-                    "`closure` cannot be used with a `SparseEmbedding`. Fix: "
-                    "call `loss.backward()`, then `optimizer.step()`. "
-                    "Received: a step with a closure"
-                )
-            gradient = parameter.grad
-            if gradient is not None and not gradient.is_sparse:
-                raise ValueError(
-                    f"{table.DENSE} Received: a dense gradient of "
-                    f"{weight.path!r}"
-                )
-            if gradient is not None:
-                weight.update(gradient)
-                parameter.grad = None
+    groups = optimizer.param_groups
+    for parameter in (x for group in groups for x in group["params"]):
+        weight = _TABLES.get(id(parameter))
+        if weight is None or weight.value is not parameter:
+            continue
+        if any(x is not None for x in (*args[1:], *kwargs.values())):
+            raise ValueError(
+                "`closure` cannot be used with a `SparseEmbedding`. Fix: call "
+                "`loss.backward()`, then `optimizer.step()`. Received: a step "
+                "with a closure"
+            )
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if not gradient.is_sparse:
+            weight.refuse_dense(gradient)
+        weight.update(gradient)
+        parameter.grad = None
 
 
 register_optimizer_step_pre_hook(_before_step)
