@@ -9,7 +9,7 @@ from inbatch_neg import arguments, keras_private
 from inbatch_neg.data.columns import as_array
 from inbatch_neg.data.nests import as_nest, leaves, map_leaves
 from inbatch_neg.evaluation import inputs
-from inbatch_neg.evaluation.ids import Array
+from inbatch_neg.evaluation.ids import Array, to_numpy
 from inbatch_neg.replicas.current import replicas
 
 
@@ -51,7 +51,7 @@ def embed(
             f"`{model_name}` must return one array of vectors. Received: "
             f"{type(vectors).__name__}"
         )
-    vectors = _host(vectors)
+    vectors = to_numpy(vectors)
     if feed is not None:
         vectors = inputs.without_padding(vectors, feed.padded)
     is_fitting = vectors.ndim == 2 or (several and vectors.ndim == 3)
@@ -77,7 +77,7 @@ def _vectors(name: str, model_name: str, features: Any) -> Any:
     if not inputs.is_dataset(features) and not isinstance(features, list):
         columns = map_leaves(as_array, as_nest(features), name=name)
         return np.stack(leaves(columns), axis=1)  # they are the dimensions
-    batches = [_host(batch) for batch in features]
+    batches = [to_numpy(batch) for batch in features]
     if any(batch.ndim < 2 for batch in batches):
         return np.stack(batches)
     return np.concatenate(batches)
@@ -124,9 +124,3 @@ def rows(model: keras.Model | None, features: Any) -> int | None:
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _host(value: Any) -> Array:
-    if keras.ops.is_tensor(value):
-        value = keras.ops.convert_to_numpy(value)
-    return np.asarray(value)

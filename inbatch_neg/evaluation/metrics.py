@@ -11,12 +11,9 @@ from inbatch_neg.evaluation.ids import Array
 
 def lengths(k: Any) -> tuple[int, ...]:
     """Returns the argument `k` as a tuple of integers, in ascending order."""
-    if isinstance(k, (list, tuple)):
-        if not k:
-            raise ValueError(f"`k` must not be empty. Received: k={k!r}")
-        values = k
-    else:
-        values = [k]
+    values = k if isinstance(k, (list, tuple)) else [k]
+    if not values:
+        raise ValueError(f"`k` must not be empty. Received: k={k!r}")
     return tuple(
         sorted({arguments.check_integer("k", one, minimum=1) for one in values})
     )
