@@ -21,22 +21,19 @@ from inbatch_neg.types import Size, Tensor
 Maths = Callable[[Batch, Size, Tensor], Tensor]
 
 
-def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def gather(tensor: Tensor) -> Tensor:
     """Returns the rows of the global batch, in its order, without gradient.
 
     They are equal on every replica, and so is everything computed from them.
 
     Args:
-        tensors: Tensors with one entry per row of this replica, which
-            `check_same_shapes` has accepted.
+        tensor: One entry per row of this replica, with as many rows as the
+            tensors that `check_same_shapes` has accepted.
     """
     collectives = replicas.collectives()
     if collectives is None:
-        return tensors
-    return {
-        name: collectives.all_gather(ops.stop_gradient(tensor))
-        for name, tensor in tensors.items()
-    }
+        return tensor
+    return collectives.all_gather(ops.stop_gradient(tensor))
 
 
 def local_shard(tensor: Tensor) -> Tensor:
