@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbatch_neg import arguments
+from inbatch_neg.arguments import check_choice, check_flag, check_integer
 from inbatch_neg.evaluation import embedding, ids, metrics, ranking
 from inbatch_neg.evaluation.ids import Array
 
@@ -127,24 +127,20 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         if candidate_ids is not None:
             self.candidate_ids = ids.as_ids("candidate_ids", candidate_ids)
         self.k = metrics.lengths(k)
-        self.batch_size = arguments.check_integer(
-            "batch_size", batch_size, minimum=1
-        )
+        self.batch_size = check_integer("batch_size", batch_size, minimum=1)
         if not isinstance(prefix, str):
             raise TypeError(
                 f"`prefix` must be a string. Received: prefix={prefix!r}"
             )
         self.prefix = prefix
-        self.verbose = arguments.check_choice(
-            "verbose", verbose, ("auto", 0, 1)
-        )
-        self.similarity = arguments.check_choice(
+        self.verbose = check_choice("verbose", verbose, ("auto", 0, 1))
+        self.similarity = check_choice(
             "similarity", similarity, ("dot", "cosine")
         )
         self.sample_weight = sample_weight
         if sample_weight is not None:
             self.sample_weight = metrics.weights(sample_weight)
-        self.coverage = arguments.check_flag("coverage", coverage)
+        self.coverage = check_flag("coverage", coverage)
         if not len(self.targets.row):
             raise ValueError(
                 "`targets` must hold at least one target. Received: "
@@ -197,7 +193,7 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             whose ids have no meaning. Candidates with equal scores are in
             any order.
         """
-        k = arguments.check_integer("k", k, minimum=1)
+        k = check_integer("k", k, minimum=1)
         query, candidate, catalogue = self._embed_all(queries)
         left_out = None
         if seen is not None:

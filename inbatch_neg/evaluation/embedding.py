@@ -5,7 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbatch_neg import arguments, keras_private
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import refuse_keras_2
 from inbatch_neg.data.columns import as_array
 from inbatch_neg.data.nests import as_nest, leaves, map_leaves
 from inbatch_neg.evaluation import inputs
@@ -85,7 +86,7 @@ def _vectors(name: str, model_name: str, features: Any) -> Any:
 
 def check_model(name: str, model: Any) -> None:
     """Refuses what is neither a Keras model nor None."""
-    arguments.refuse_keras_2(name, model)
+    refuse_keras_2(name, model)
     if model is not None and not isinstance(model, keras.Model):
         raise TypeError(
             f"`{name}` must be a keras.Model, or None if vectors are given. "

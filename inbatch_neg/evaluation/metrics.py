@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from inbatch_neg import arguments
+from inbatch_neg.arguments import check_integer
 from inbatch_neg.evaluation.ids import Array
 
 
@@ -14,9 +14,7 @@ def lengths(k: Any) -> tuple[int, ...]:
     values = k if isinstance(k, (list, tuple)) else [k]
     if not values:
         raise ValueError(f"`k` must not be empty. Received: k={k!r}")
-    return tuple(
-        sorted({arguments.check_integer("k", one, minimum=1) for one in values})
-    )
+    return tuple(sorted({check_integer("k", one, minimum=1) for one in values}))
 
 
 def weights(sample_weight: Any) -> Array:

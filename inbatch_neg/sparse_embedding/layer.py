@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops, tree
 
-from inbatch_neg import arguments, keras_private
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import check_flag, check_integer
 from inbatch_neg.backends import backend, engine
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.sparse_embedding.table import RowwiseAdagrad
@@ -96,16 +97,12 @@ class SparseEmbedding(keras.layers.Layer):
     ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        self.input_dim = arguments.check_integer(
-            "input_dim", input_dim, minimum=1
-        )
-        self.output_dim = arguments.check_integer(
-            "output_dim", output_dim, minimum=1
-        )
+        self.input_dim = check_integer("input_dim", input_dim, minimum=1)
+        self.output_dim = check_integer("output_dim", output_dim, minimum=1)
         self.embeddings_initializer = keras.initializers.get(
             embeddings_initializer
         )
-        self.mask_zero = arguments.check_flag("mask_zero", mask_zero)
+        self.mask_zero = check_flag("mask_zero", mask_zero)
         self.supports_masking = mask_zero
         self._adagrad = RowwiseAdagrad(
             learning_rate,

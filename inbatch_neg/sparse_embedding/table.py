@@ -1,11 +1,16 @@
-"""The table of a `SparseEmbedding`, and the state of its updates."""
+"""The table of a `SparseEmbedding`, and the state of its updates.
+
+The file of each backend has `Table`, which a step of an optimizer updates, the
+kind of its `Accumulators`, and `lookup(table, ids)`.
+"""
 
 from typing import Any, NoReturn
 
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, keras_private
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import check_positive_number, check_rank
 from inbatch_neg.backends import engine
 from inbatch_neg.types import Tensor
 
@@ -31,14 +36,14 @@ class RowwiseAdagrad(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         if isinstance(learning_rate, keras.Variable):
-            arguments.check_rank("learning_rate", learning_rate, 0, "()")
+            check_rank("learning_rate", learning_rate, 0, "()")
         else:
-            arguments.check_positive_number("learning_rate", learning_rate)
+            check_positive_number("learning_rate", learning_rate)
         self.learning_rate = learning_rate
-        self.initial_accumulator = arguments.check_positive_number(
+        self.initial_accumulator = check_positive_number(
             "initial_accumulator", initial_accumulator
         )
-        self.epsilon = arguments.check_positive_number("epsilon", epsilon)
+        self.epsilon = check_positive_number("epsilon", epsilon)
 
     def build(self, input_shape: tuple[int]) -> None:
         """Creates the accumulators, in this shape."""
