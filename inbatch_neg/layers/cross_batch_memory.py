@@ -96,33 +96,21 @@ class CrossBatchMemory(keras.layers.Layer):
     ) -> None:
         """Creates the slots, all of them empty."""
         _check_shape(candidate_shape)
-        options = {
-            "trainable": False,
-            "autocast": False,
-            "aggregation": "only_first_replica",
-        }
-        for name in ("filled", "steps"):
-            count = self.add_weight(
-                name=name,
-                shape=(),
-                dtype="int32",
-                initializer="zeros",
-                **options,
-            )
-            setattr(self, f"_{name}", count)
+        self._filled = global_batch.add_state(self, "filled", (), "int32")
+        self._steps = global_batch.add_state(self, "steps", (), "int32")
         slots = {"candidate": (candidate_shape[1:], self.variable_dtype)}
         if candidate_ids_shape is not None:
             slots["candidate_ids"] = ((), backend.widest_integer())
         if candidate_sampling_probability_shape is not None:
             slots["candidate_sampling_probability"] = ((), "float32")
         self._stored = {
-            name: self.add_weight(
-                name=name,
-                shape=(self.capacity, *rest),
-                dtype=dtype,
+            name: global_batch.add_state(
+                self,
+                name,
+                (self.capacity, *rest),
+                dtype,
                 # Empty slots are masked, but their logarithm must be finite.
-                initializer="ones" if "probability" in name else "zeros",
-                **options,
+                "ones" if "probability" in name else "zeros",
             )
             for name, (rest, dtype) in slots.items()
         }

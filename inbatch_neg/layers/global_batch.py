@@ -6,7 +6,7 @@ of the next replica. So the positive of row i is still candidate i, candidate
 does not depend on replicas.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import ops
@@ -19,6 +19,25 @@ from inbatch_neg.types import Size, Tensor
 
 # Takes the batch, the number of in-batch candidates and random numbers.
 Maths = Callable[[Batch, Size, Tensor], Tensor]
+
+
+def add_state(
+    layer: keras.layers.Layer,
+    name: str,
+    shape: Sequence[int | None],
+    dtype: str,
+    initializer: str = "zeros",
+) -> keras.Variable:
+    """Adds a weight that is equal on every replica, and does not train."""
+    return layer.add_weight(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        initializer=initializer,
+        trainable=False,
+        autocast=False,
+        aggregation="only_first_replica",
+    )
 
 
 def gather(tensor: Tensor) -> Tensor:

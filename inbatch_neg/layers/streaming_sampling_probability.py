@@ -1,5 +1,6 @@
 """How often an id occurs, estimated from the stream of batches itself."""
 
+import functools
 import math
 from typing import Any
 
@@ -117,27 +118,14 @@ class StreamingSamplingProbability(keras.layers.Layer):
     def _create_buckets(self) -> None:
         """Creates the buckets, all of them empty."""
         # Every replica learns from the global batch, so all are equal.
-        options = {
-            "initializer": "zeros",
-            "trainable": False,
-            "autocast": False,
-            "aggregation": "only_first_replica",
-        }
+        add = functools.partial(global_batch.add_state, self)
         size = (self.num_hashes * self.num_buckets,)
         time = backend.widest_integer()
-        self._clock = self.add_weight(
-            name="clock", shape=(), dtype=time, **options
-        )
-        self._last = self.add_weight(
-            name="last", shape=size, dtype=time, **options
-        )
-        self._interval = self.add_weight(
-            name="interval", shape=size, dtype="float32", **options
-        )
+        self._clock = add("clock", (), time)
+        self._last = add("last", size, time)
+        self._interval = add("interval", size, "float32")
         # The sum of the weights of all occurrences: from 0, never seen, to 1.
-        self._weight = self.add_weight(
-            name="weight", shape=size, dtype="float32", **options
-        )
+        self._weight = add("weight", size, "float32")
 
     @keras_private.restore_model_state
     def call(
