@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import keras
 import numpy as np
 
-from inbatch_neg.types import Tensor
+from inbatch_neg.types import Size, Tensor
 
 Choice = TypeVar("Choice")
 
@@ -135,9 +135,21 @@ def check_shifts(shifts: Any, rows: int | None) -> Tensor:
     return keras.ops.cast(shifts, "int32")
 
 
-def sizes_differ(one: int | None, other: int | None) -> bool:
+def sizes_differ(one: Size, other: Size) -> bool:
     """Returns whether two dimensions are known, and not equal."""
-    return None not in (one, other) and one != other
+    return isinstance(one, int) and isinstance(other, int) and one != other
+
+
+FLOATS = ("float", "bfloat")
+
+
+def check_dtype(
+    name: str, tensor: Tensor, kinds: tuple[str, ...], rule: str
+) -> None:
+    """Refuses a tensor whose dtype begins with none of `kinds`."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if not dtype.startswith(kinds):
+        raise TypeError(f"`{name}` must hold {rule} Received: dtype={dtype}")
 
 
 def check_rank(name: str, tensor: Tensor, rank: int, form: str) -> None:

@@ -6,12 +6,20 @@ where that is cheap.
 """
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
-from inbatch_neg.arguments import check_rank, sizes_differ, to_tensor
+from inbatch_neg.arguments import (
+    FLOATS,
+    check_dtype,
+    check_rank,
+    sizes_differ,
+    to_tensor,
+)
 from inbatch_neg.backends import backend
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.types import Tensor
@@ -20,6 +28,13 @@ _logger = logging.getLogger("inbatch_neg")
 
 # More hard negatives than this are rare; sequences without pooling are not.
 _MANY_NEGATIVES = 64
+
+
+def bind(call: Callable, args: tuple, kwargs: dict[str, Any]) -> Batch:
+    """Returns the batch that is passed to the `call` of a layer."""
+    passed = inspect.signature(call).bind(*args, **kwargs).arguments
+    passed.pop("training", None)
+    return Batch(**passed)
 
 
 def to_tensors(batch: Batch) -> Batch:
@@ -50,11 +65,7 @@ def check_vectors(
             _check_vectors_per_row(name, tensor)
         else:
             check_rank(name, tensor, 2, "(rows, dimensions)")
-        dtype = keras.backend.standardize_dtype(tensor.dtype)
-        if not dtype.startswith(("float", "bfloat")):
-            raise TypeError(
-                f"`{name}` must hold floats. Received: dtype={dtype}"
-            )
+        check_dtype(name, tensor, FLOATS, "floats.")
     rows, *_, dimensions = query.shape
     candidates, *negatives, candidate_dimensions = candidate.shape
     shapes = _shapes(query, candidate)
@@ -64,7 +75,7 @@ def check_vectors(
             "(columns). Fix: give both towers the same output size. "
             f"Received: {shapes}"
         )
-    if _known(rows, candidates) and candidates < rows:
+    if sizes_differ(rows, candidates) and candidates < rows:
         raise ValueError(
             "`candidate` must have at least as many rows as `query`: row i is "
             f"the positive of query i. Received: {shapes}"
@@ -117,14 +128,14 @@ def check_field(batch: Batch, name: str) -> None:
     tensor = getattr(batch, name)
     if tensor is None:
         return
-    rows_of, check_dtype = _FIELDS[name]
+    rows_of, check_values = _FIELDS[name]
     shape = getattr(getattr(batch, rows_of), "shape", (None,))[:1]
     if rows_of == "candidate" and _has_vectors(batch.candidate):
         shape = batch.candidate.shape[:2]
         check_rank(name, tensor, 2, "(rows, 1 + negatives), as `candidate`")
     else:
         check_rank(name, tensor, 1, "(rows,)")
-    check_dtype(name, keras.backend.standardize_dtype(tensor.dtype))
+    check_values(name, tensor)
     if any(map(sizes_differ, tensor.shape, shape)):
         per = f"row of `{rows_of}`, {shape[0]}"
         if len(shape) == 2:
@@ -133,11 +144,10 @@ def check_field(batch: Batch, name: str) -> None:
             f"`{name}` must have one entry per {per}. "
             f"Received: {name}.shape={_shape(tensor)}"
         )
-    if check_dtype is _check_probability_dtype and backend.is_readable(tensor):
-        _check_probabilities(name, tensor)
 
 
-def _check_id_dtype(name: str, dtype: str) -> None:
+def _check_ids(name: str, ids: Tensor) -> None:
+    dtype = keras.backend.standardize_dtype(ids.dtype)
     if dtype not in backend.id_dtypes:
         rule = f"`{name}` must hold integers"
         if "string" in backend.id_dtypes:
@@ -159,17 +169,17 @@ def _id_remedy(dtype: str) -> str:
     )
 
 
-def _check_probability_dtype(name: str, dtype: str) -> None:
-    if not dtype.startswith(("float", "bfloat")):
-        raise TypeError(
-            f"`{name}` must hold floats: probabilities or counts, not "
-            f'logarithms. Fix: `keras.ops.cast({name}, "float32")`. '
-            f"Received: dtype={dtype}"
-        )
-
-
 def _check_probabilities(name: str, values: Tensor) -> None:
-    """Refuses values that are below 0 or NaN."""
+    """Refuses other dtypes than floats, and values below 0 or NaN."""
+    check_dtype(
+        name,
+        values,
+        FLOATS,
+        "floats: probabilities or counts, not logarithms. Fix: "
+        f'`keras.ops.cast({name}, "float32")`.',
+    )
+    if not backend.is_readable(values):
+        return
     values = keras.ops.convert_to_numpy(values).reshape(-1)
     wrong = ~(values >= 0)
     if wrong.any():
@@ -182,26 +192,22 @@ def _check_probabilities(name: str, values: Tensor) -> None:
         )
 
 
-def _check_mask_dtype(name: str, dtype: str) -> None:
-    if dtype != "bool":
-        raise TypeError(
-            f"`{name}` must hold bools, True where a candidate may be a "
-            f"negative. Received: dtype={dtype}"
-        )
+def _check_mask(name: str, mask: Tensor) -> None:
+    rule = "bools, True where a candidate may be a negative."
+    check_dtype(name, mask, ("bool",), rule)
 
 
-def _check_weight_dtype(name: str, dtype: str) -> None:
-    if not dtype.startswith(("float", "bfloat", "int", "uint")):
-        raise TypeError(f"`{name}` must hold numbers. Received: dtype={dtype}")
+def _check_weight(name: str, weight: Tensor) -> None:
+    check_dtype(name, weight, (*FLOATS, "int", "uint"), "numbers.")
 
 
-# The tensors with one entry per row: of which tensor, and of which dtypes.
-_FIELDS: dict[str, tuple[str, Callable[[str, str], None]]] = {
-    "candidate_ids": ("candidate", _check_id_dtype),
-    "candidate_sampling_probability": ("candidate", _check_probability_dtype),
-    "candidate_mask": ("candidate", _check_mask_dtype),
-    "query_ids": ("query", _check_id_dtype),
-    "sample_weight": ("query", _check_weight_dtype),
+# The tensors with one entry per row: of which tensor, and with which values.
+_FIELDS: dict[str, tuple[str, Callable[[str, Tensor], None]]] = {
+    "candidate_ids": ("candidate", _check_ids),
+    "candidate_sampling_probability": ("candidate", _check_probabilities),
+    "candidate_mask": ("candidate", _check_mask),
+    "query_ids": ("query", _check_ids),
+    "sample_weight": ("query", _check_weight),
 }
 
 
@@ -219,12 +225,8 @@ def check_query_mask(mask: Tensor, query: Tensor) -> None:
             f"Received: query.shape={_shape(query)}"
         )
     check_rank("query_mask", mask, 2, "(rows, vectors)")
-    dtype = keras.backend.standardize_dtype(mask.dtype)
-    if dtype != "bool":
-        raise TypeError(
-            "`query_mask` must hold bools, True where a vector is used. "
-            f"Received: dtype={dtype}"
-        )
+    rule = "bools, True where a vector is used."
+    check_dtype("query_mask", mask, ("bool",), rule)
     if any(map(sizes_differ, mask.shape, query.shape)):
         raise ValueError(
             "`query_mask` must have one entry per vector of `query`. "
@@ -259,10 +261,6 @@ def _check_vectors_per_row(name: str, tensor: Tensor) -> None:
             "number of vectors, 1 or more. Fix: pad rows that have fewer, and "
             f"pass a `{name}_mask`. Received: {name}.shape={_shape(tensor)}"
         )
-
-
-def _known(*sizes: int | None) -> bool:
-    return all(isinstance(size, int) for size in sizes)
 
 
 def _shapes(query: Tensor, candidate: Tensor) -> str:

@@ -388,13 +388,20 @@ def is_taken_out(variable: keras.Variable) -> bool:
     return getattr(variable, "_value", variable) is None
 
 
+# What a function of a model runs: `train_function` and so on.
+_STEPS = {
+    "fit": "train",
+    "train_on_batch": "train",
+    "evaluate": "test",
+    "test_on_batch": "test",
+    "predict": "predict",
+    "predict_on_batch": "predict",
+}
+
 _VARIABLES_IN_STATE = {
-    "fit": ("trainable", "non_trainable", "optimizer", "metrics"),
-    "train_on_batch": ("trainable", "non_trainable", "optimizer", "metrics"),
-    "evaluate": ("trainable", "non_trainable", "metrics"),
-    "test_on_batch": ("trainable", "non_trainable", "metrics"),
+    "train": ("trainable", "non_trainable", "optimizer", "metrics"),
+    "test": ("trainable", "non_trainable", "metrics"),
     "predict": ("trainable", "non_trainable"),
-    "predict_on_batch": ("trainable", "non_trainable"),
 }
 
 # The module of `fit` and the others, and of the functions that they call.
@@ -418,12 +425,12 @@ def _restore() -> None:
         # memory of the outer `state`, and an inner `state` is newer.
         if newest is None and _is_state(state):
             newest = state
-        names = _VARIABLES_IN_STATE.get(frame.f_code.co_name)
-        if names:
+        step = _STEPS.get(frame.f_code.co_name)
+        if step:
             model = frame.f_locals["self"]
             # If it is synced, the model has its weights, maybe newer ones.
             if newest is not None and not model._jax_state_synced:
-                _assign_in_a_thread(model, names, newest)
+                _assign_in_a_thread(model, _VARIABLES_IN_STATE[step], newest)
             return
 
 
@@ -459,16 +466,6 @@ def _assign(
     for name, values in zip(names, state):
         for variable, value in zip(variables[name], values):
             variable.assign(value)
-
-
-_STEPS = {
-    "fit": "train_function",
-    "train_on_batch": "train_function",
-    "evaluate": "test_function",
-    "test_on_batch": "test_function",
-    "predict": "predict_function",
-    "predict_on_batch": "predict_function",
-}
 
 
 class _TranslatedStep:
@@ -512,9 +509,10 @@ def translate_step_error(
         translated: Makes the exception to raise instead.
     """
     for frame in _frames():
-        name = _STEPS.get(frame.f_code.co_name)
+        kind = _STEPS.get(frame.f_code.co_name)
         model = frame.f_locals.get("self")
-        if name and isinstance(model, keras.Model):
+        if kind and isinstance(model, keras.Model):
+            name = f"{kind}_function"
             step = getattr(model, name, None)
             if step is None:
                 return

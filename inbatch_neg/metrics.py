@@ -5,7 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, keras_private
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import check_integer
 from inbatch_neg.backends import backend
 from inbatch_neg.softmax.log_q_and_masks import at_least_float32
 from inbatch_neg.types import Tensor
@@ -94,7 +95,7 @@ class InBatchTopKAccuracy(_InBatchMetric):
     def __init__(
         self, k: int = 1, name: str | None = None, dtype: str | None = None
     ) -> None:
-        self.k = arguments.check_integer("k", k, minimum=1)
+        self.k = check_integer("k", k, minimum=1)
         super().__init__(
             name=name or f"in_batch_top_{self.k}_accuracy", dtype=dtype
         )

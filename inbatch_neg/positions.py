@@ -58,9 +58,5 @@ def _check(tensors: dict[str, Tensor]) -> None:
                 f"`{name}` must have shape {form}, one entry per position of "
                 f"`query`. Received: {name}.shape={shape}"
             )
-    dtype = keras.backend.standardize_dtype(tensors["mask"].dtype)
-    if dtype != "bool":
-        raise TypeError(
-            "`mask` must hold bools, False for padding. Fix: "
-            f"`mask != 0`. Received: dtype={dtype}"
-        )
+    rule = "bools, False for padding. Fix: `mask != 0`."
+    arguments.check_dtype("mask", tensors["mask"], ("bool",), rule)

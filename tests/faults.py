@@ -317,8 +317,8 @@ FAULTS = (
     ),
     Fault(
         "sparse: scale of the loss not undone",
-        "sparse_embedding/jax.py",
-        "jnp.where(scale == 0.0, 1.0, scale)",
+        "sparse_embedding/layer.py",
+        "ops.where(scale == 0.0, 1.0, scale)",
         "1.0",
         "jax",
         ("sparse_embedding/test_traps.py::test_loss_scaling[fixed]",),
@@ -334,7 +334,7 @@ FAULTS = (
     Fault(
         "sparse: a table without gradient set to zero",
         "sparse_embedding/jax.py",
-        "jnp.where(jnp.any(value), value, self.raw_value())",
+        "jnp.where(jnp.any(value), value, self.value)",
         "value",
         "jax",
         (

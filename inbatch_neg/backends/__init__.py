@@ -1,38 +1,27 @@
 """The backend that Keras uses, chosen once, when the package is imported."""
 
+import importlib
+from typing import Any
+
 import keras
 
 from inbatch_neg.backends.base import HALF, Backend
-from inbatch_neg.types import Size, Tensor
+
+_NAME = keras.backend.backend()
 
 
-def _chosen() -> Backend:
-    name = keras.backend.backend()
-    if name == "tensorflow":
-        from inbatch_neg.backends.tensorflow import TensorFlowBackend
+def engine(package: str) -> Any:
+    """Returns the file of the backend in a package that has one for each."""
+    return importlib.import_module(f"{package}.{_NAME}")
 
-        return TensorFlowBackend()
-    if name == "jax":
-        from inbatch_neg.backends.jax import JaxBackend
 
-        return JaxBackend()
-    if name == "torch":
-        from inbatch_neg.backends.torch import TorchBackend
-
-        return TorchBackend()
+if _NAME not in ("tensorflow", "jax", "torch"):
     raise ImportError(
         "`inbatch_neg` trains on the Keras backends tensorflow, jax and "
         "torch. Set one of them, for example KERAS_BACKEND=tensorflow, before "
-        f"the first import of keras. Received: {name!r}"
+        f"the first import of keras. Received: {_NAME!r}"
     )
 
+backend: Backend = engine(__package__).Backend()
 
-backend = _chosen()
-
-__all__ = [
-    "HALF",
-    "Backend",
-    "Size",
-    "Tensor",
-    "backend",
-]
+__all__ = ["HALF", "Backend", "backend", "engine"]

@@ -217,18 +217,7 @@ class Backend:
             function: Returns its value, and a function from the upstream
                 gradient to the gradients of its arguments.
         """
-
-        def with_gradient(*args: Tensor) -> tuple[Tensor, Callable]:
-            value, gradient = function(*args)
-
-            # Keras passes the upstream gradient by position on one backend
-            # and by name on the others.
-            def backward(*args: Tensor, upstream: Tensor = None) -> Sequence:
-                return gradient(args[0] if upstream is None else upstream)
-
-            return value, backward
-
-        return ops.custom_gradient(with_gradient)
+        return ops.custom_gradient(function)
 
     def compile(self, function: Callable, xla: bool = True) -> Callable:
         """Returns `function` of tensors, compiled if the backend can.

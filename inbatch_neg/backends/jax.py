@@ -5,15 +5,15 @@ from collections.abc import Callable
 
 import jax
 
-from inbatch_neg.backends.base import Backend
+from inbatch_neg.backends import base
 from inbatch_neg.types import Tensor
 
 
-class JaxBackend(Backend):
+class Backend(base.Backend):
     """JAX, traced or not."""
 
     name = "jax"
-    id_dtypes = (*Backend.id_dtypes, "uint64")
+    id_dtypes = (*base.Backend.id_dtypes, "uint64")
     # An export also saves gradients, and fails if a `custom_gradient` closes
     # over tensors, as the losses of all but small batches do.
     can_export_losses = False

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 import tensorflow as tf
 from keras import ops
 
-from inbatch_neg.backends.base import Backend
+from inbatch_neg.backends import base
 from inbatch_neg.types import Size, Tensor
 
 
-class TensorFlowBackend(Backend):
+class Backend(base.Backend):
     """TensorFlow, eager and in `tf.function`."""
 
     name = "tensorflow"
-    id_dtypes = (*Backend.id_dtypes, "uint64", "string")
+    id_dtypes = (*base.Backend.id_dtypes, "uint64", "string")
 
     def is_readable(self, tensor: Tensor) -> bool:
         """True for eager tensors."""

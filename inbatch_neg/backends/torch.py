@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from keras import ops
 
-from inbatch_neg.backends.base import Backend, Tuning
+from inbatch_neg.backends import base
 from inbatch_neg.types import Size, Tensor
 
 
-class TorchBackend(Backend):
+class Backend(base.Backend):
     """PyTorch, eager or compiled."""
 
     name = "torch"
@@ -20,7 +20,7 @@ class TorchBackend(Backend):
     # larger size, and chunks of several vectors, which need more operations,
     # are larger. A chunk has at most 16 MB of float32, since glibc returns
     # freed blocks above 32 MB to the system.
-    cpu_tuning = Tuning(
+    cpu_tuning = base.Tuning(
         max_chunk_scores=2**22, table_scores=2**21, max_dense_scores=2**18
     )
 
@@ -237,9 +237,9 @@ class _CustomGradient(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # PyTorch refuses those changed since then
-        return None, *ctx.rule.gradient(upstream)
+        return None, *ctx.rule.gradient(*upstream)
 
 
 @functools.cache

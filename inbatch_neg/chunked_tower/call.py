@@ -1,4 +1,11 @@
-"""A tower as a pure function of rows, weights and state."""
+"""A tower as a pure function of rows, weights and state.
+
+The file of each backend runs it, in `run_in_chunks(call, chunk_size)`. This
+keeps only the activations of one chunk; the gradient runs each chunk again,
+with the state that the tower had before it. It returns the outputs, and the
+variables that the tower assigns, with their new values, which are not assigned
+yet.
+"""
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -8,6 +15,7 @@ import keras
 from keras import tree
 
 from inbatch_neg import keras_private
+from inbatch_neg.arguments import sizes_differ
 from inbatch_neg.types import Tensor
 
 # Variables and the values that they have, or get.
@@ -131,10 +139,8 @@ class TowerCall:
     ) -> None:
         """Refuses outputs of two chunks that differ in more than their rows."""
         for one, other in zip(outputs, others):
-            pairs = list(zip(one.shape[1:], other.shape[1:]))
             if len(one.shape) != len(other.shape) or any(
-                isinstance(a, int) and isinstance(b, int) and a != b
-                for a, b in pairs
+                map(sizes_differ, one.shape[1:], other.shape[1:])
             ):
                 shapes = f"shapes {tuple(one.shape)} and {tuple(other.shape)}"
                 raise ValueError(self.other_sizes(shapes))
@@ -189,9 +195,7 @@ class TowerCall:
             if result is None:
                 continue
             shape = tuple(result.shape)
-            actual = shape[0] if shape else 0
-            known = isinstance(actual, int) and isinstance(expected, int)
-            if known and actual != expected:
+            if sizes_differ(shape[0] if shape else 0, expected):
                 raise ValueError(
                     "`tower` must return tensors with one entry per row of "
                     f"its inputs. Received: tower={self.tower.name!r}, which "

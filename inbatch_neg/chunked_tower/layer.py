@@ -6,13 +6,10 @@ from typing import Any
 import keras
 from keras import tree
 
-from inbatch_neg import arguments, keras_private
-from inbatch_neg.backends import backend
-from inbatch_neg.chunked_tower import run
-from inbatch_neg.chunked_tower.call import (
-    TowerCall,
-    has_tensors,
-)
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import check_integer, refuse_keras_2
+from inbatch_neg.backends import backend, engine
+from inbatch_neg.chunked_tower.call import TowerCall, has_tensors
 from inbatch_neg.types import Tensor
 
 
@@ -80,7 +77,7 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
     def __init__(
         self, tower: keras.Layer, chunk_size: int = 256, **kwargs: Any
     ) -> None:
-        arguments.refuse_keras_2("tower", tower)
+        refuse_keras_2("tower", tower)
         if not isinstance(tower, keras.Layer):
             raise TypeError(
                 "`tower` must be a Keras layer or model. "
@@ -94,9 +91,7 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
         # The tower casts its inputs and weights by its own policy.
         super().__init__(autocast=False, dtype="float32", **kwargs)
         self.tower = tower
-        self.chunk_size = arguments.check_integer(
-            "chunk_size", chunk_size, minimum=1
-        )
+        self.chunk_size = check_integer("chunk_size", chunk_size, minimum=1)
         self.supports_masking = True
         self._call_arguments = keras_private.CallArguments(tower)
         self._call_arguments.describe(self)
@@ -145,7 +140,9 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
             first = TowerCall(self.tower, inputs, False, keywords)
             first((), [x[:1] for x in first.rows])
         call.refuse_overwritten_weights()
-        outputs, state = run.run_in_chunks(call, self.chunk_size)
+        outputs, state = engine(__package__).run_in_chunks(
+            call, self.chunk_size
+        )
         with backend.after(call.rows):
             for variable, value in state:
                 variable.assign(value)
@@ -249,7 +246,7 @@ class ChunkedTower(keras_private.NoNameScope, keras.layers.Layer):
             if is_symbolic:
                 dense = not (x.sparse or getattr(x, "ragged", False))
             else:
-                dense = run.is_dense(x)
+                dense = engine(__package__).is_dense(x)
             if not dense:
                 raise TypeError(
                     f"`{argument}` must be dense tensors, which can be split "

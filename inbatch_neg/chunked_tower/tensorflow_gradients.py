@@ -1,4 +1,4 @@
-"""Gradients of the chunks of a tower on TensorFlow: flattened and summed."""
+"""Gradients of the chunks of a tower on TensorFlow, stacked and summed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,73 +8,55 @@ import tensorflow as tf
 from inbatch_neg.types import Tensor
 
 
-class GradientLayout:
-    """Flattens the gradients of a chunk to a list of tensors, and back.
+def split(
+    gradients: Sequence[Any], count: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Returns the tensors of a chunk's gradients to stack, and those to sum.
 
-    The loops of a graph carry tensors only, but some gradients are None or
-    `tf.IndexedSlices`.
+    The loops of a graph carry tensors only.
 
     Args:
-        shapes: The shapes of the variables and weights. Their gradients are
-            summed over the chunks, or stacked if they are `IndexedSlices`.
-            The gradients of rows, which follow, are stacked.
+        gradients: Of variables and weights, then of rows: tensors,
+            `tf.IndexedSlices` or None.
+        count: How many are of variables and weights. These are summed over
+            the chunks, but for `IndexedSlices`.
     """
+    stacked: list[Tensor] = []
+    summed: list[Tensor] = []
+    for place, gradient in enumerate(gradients):
+        if isinstance(gradient, tf.IndexedSlices):
+            stacked += [gradient.values, gradient.indices]
+        elif gradient is not None:
+            (summed if place < count else stacked).append(gradient)
+    return stacked, summed
 
-    def __init__(self, shapes: Sequence[tuple]) -> None:
-        self._shapes = list(shapes)
-        self._kinds: list[type | None] = []
 
-    def flatten(self, gradients: Sequence[Any]) -> list[Tensor]:
-        """Returns the tensors of gradients, some of which may be None."""
-        count = len(self._shapes)
-        gradients = [
-            *gradients[:count],
-            *(
-                x if x is None else tf.convert_to_tensor(x)
-                for x in gradients[count:]
-            ),
-        ]
-        self._kinds = [None if x is None else type(x) for x in gradients]
-        parts: list[Tensor] = []
-        for gradient in gradients:
-            if isinstance(gradient, tf.IndexedSlices):
-                parts += [gradient.values, gradient.indices]
-            elif gradient is not None:
-                parts.append(gradient)
-        return parts
+def merged(
+    like: Sequence[Any],
+    shapes: Sequence[tuple],
+    stacked: Sequence[Tensor],
+    summed: Sequence[Tensor],
+) -> list[Any]:
+    """Returns the inverse of `split`.
 
-    def stacked_and_summed(
-        self, parts: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Returns the tensors to stack, and those to sum."""
-        leaves = iter(parts)
-        stacked: list[Tensor] = []
-        summed: list[Tensor] = []
-        for place, kind in enumerate(self._kinds):
-            if kind is tf.IndexedSlices:
-                stacked += [next(leaves), next(leaves)]
-            elif kind is not None:
-                is_sum = place < len(self._shapes)
-                (summed if is_sum else stacked).append(next(leaves))
-        return stacked, summed
-
-    def unflatten(
-        self, stacked: Sequence[Tensor], summed: Sequence[Tensor]
-    ) -> list[Any]:
-        """Returns the gradients, some of which may be None."""
-        rows, sums = iter(stacked), iter(summed)
-        gradients: list[Any] = []
-        for place, kind in enumerate(self._kinds):
-            if kind is None:
-                gradients.append(None)
-            elif kind is tf.IndexedSlices:
-                values, indices = next(rows), next(rows)
-                shape = tf.constant(self._shapes[place], indices.dtype)
-                gradients.append(tf.IndexedSlices(values, indices, shape))
-            else:
-                is_sum = place < len(self._shapes)
-                gradients.append(next(sums if is_sum else rows))
-        return gradients
+    Args:
+        like: The gradients of a chunk.
+        shapes: The shapes of the variables and weights.
+        stacked: The tensors that are stacked, now of all chunks.
+        summed: The tensors that are summed, likewise.
+    """
+    rows, sums = iter(stacked), iter(summed)
+    gradients: list[Any] = []
+    for place, one in enumerate(like):
+        if isinstance(one, tf.IndexedSlices):
+            values, indices = next(rows), next(rows)
+            shape = tf.constant(shapes[place], indices.dtype)
+            gradients.append(tf.IndexedSlices(values, indices, shape))
+        elif one is None:
+            gradients.append(None)
+        else:
+            gradients.append(next(sums if place < len(shapes) else rows))
+    return gradients
 
 
 def joined(by_chunk: Sequence[Sequence[Any]], count: int) -> list[Any]:

@@ -8,8 +8,9 @@ import tensorflow as tf
 
 from inbatch_neg.chunked_tower.call import TowerCall, VariableValues
 from inbatch_neg.chunked_tower.tensorflow_gradients import (
-    GradientLayout,
     joined,
+    merged,
+    split,
 )
 from inbatch_neg.chunked_tower.tensorflow_sizes import (
     UnknownSizes,
@@ -151,15 +152,17 @@ class GraphChunks(Chunks):
     ) -> list[Any]:
         """Returns the gradients of variables, weights and float rows."""
         sources = [*variables, *weights]
-        layout = GradientLayout([tuple(x.shape) for x in sources])
+        count, shapes = len(sources), [tuple(x.shape) for x in sources]
         upstream = list(upstream)
 
         def run_back(weights: list, state: list, rows: list, up: list) -> list:
             values = self._values(weights, state)
             watched = [*variables, *weights]
-            return layout.flatten(
-                self.chunk_gradients(values, watched, rows, floats, up)
-            )
+            gradients = self.chunk_gradients(values, watched, rows, floats, up)
+            return gradients[:count] + [
+                x if x is None else tf.convert_to_tensor(x)
+                for x in gradients[count:]
+            ]
 
         def arguments(carry: list, cut: Callable[..., list]) -> tuple:
             return list(weights), self._with(carry), cut(rows), cut(upstream)
@@ -168,12 +171,12 @@ class GraphChunks(Chunks):
 
         def step(number: Tensor, sums: list[Tensor]) -> tuple[list, list]:
             carry = [x[number] for x in self._carries]
-            stacked, new = layout.stacked_and_summed(
-                backward(*arguments(carry, lambda x: self._chunk(x, number)))
-            )
+            chunk = arguments(carry, lambda x: self._chunk(x, number))
+            stacked, new = split(backward(*chunk), count)
             return stacked, [one + other for one, other in zip(sums, new)]
 
-        examples, sums = layout.stacked_and_summed(backward.structured_outputs)
+        like = backward.structured_outputs
+        examples, sums = split(like, count)
         stacked, sums = self._loop(
             step, examples, [tf.zeros(x.shape, x.dtype) for x in sums]
         )
@@ -181,13 +184,12 @@ class GraphChunks(Chunks):
             x if _varies(example) else self._flat(x)
             for x, example in zip(stacked, examples)
         ]
-        of_loop = layout.unflatten(by_rows, sums)
+        of_loop = merged(like, shapes, by_rows, sums)
         if not self._has_last:
             return of_loop
         last = arguments(self._last_carry, self._last)
         run_last = _traced(run_back, *last)
-        ends = layout.stacked_and_summed(_in_turn(run_last, *last))
-        return joined([of_loop, layout.unflatten(*ends)], len(sources))
+        return joined([of_loop, _in_turn(run_last, *last)], count)
 
     def _set_sizes(self, rows: Sequence[Tensor]) -> None:
         """Sets the number of full chunks, and the size of the last chunk."""
@@ -204,17 +206,14 @@ class GraphChunks(Chunks):
         self, weights: Sequence[Tensor], rows: Sequence[Tensor]
     ) -> Any:
         """Returns the traced run of one chunk; sets `_state` and `_before`."""
-        self._state: list[keras.Variable] = []
         while True:
-            state = self.call.state
-            self._before = [tf.convert_to_tensor(v.value) for v in state]
-            known = len(state)
-            self._state = state
+            self._state = self.call.state
+            self._before = [tf.convert_to_tensor(v.value) for v in self._state]
             traced = _traced(
                 self._run_one, list(weights), self._before, self._specs(rows)
             )
             # A seed generator outside of the tower is found in the first run.
-            if len(self.call.state) == known:
+            if len(self.call.state) == len(self._state):
                 break
         assigned = {id(v) for v in self.call.assigned}
         self._places = [
@@ -351,8 +350,11 @@ def _in_turn(run: Callable[..., Any], *arguments: Any) -> Any:
         arguments = tf.nest.map_structure(tf.identity, arguments)
     results = run(*arguments)
     # A control dependency on an inlined function does not wait for its outputs.
-    results = tf.nest.map_structure(tf.identity, results)
-    chunks[:] = tf.nest.flatten(results)
+    results = tf.nest.map_structure(
+        lambda x: x if x is None else tf.identity(x), results
+    )
+    tensors = tf.nest.flatten(results, expand_composites=True)
+    chunks[:] = [x for x in tensors if x is not None]
     return results
 
 

@@ -144,13 +144,13 @@ def _check_processes(
 
 def _from_memory(data: Any, chosen: Options) -> Any:
     _refuse_batches(data)
-    if isinstance(data, list) and data:
-        if all(isinstance(row, Mapping) for row in data):
-            raise TypeError(
-                "`data` is a list of dicts. Pass `pandas.DataFrame(data)` if "
-                "they are rows, and `batched=True` if they are batches. "
-                f"Received: a list of {len(data)}"
-            )
+    is_list = isinstance(data, list) and data
+    if is_list and all(isinstance(row, Mapping) for row in data):
+        raise TypeError(
+            "`data` is a list of dicts. Pass `pandas.DataFrame(data)` if they "
+            "are rows, and `batched=True` if they are batches. Received: a "
+            f"list of {len(data)}"
+        )
     if nests.is_list_of_columns(data):
         raise TypeError(
             "`data` is a list of arrays, which could be several inputs, or an "

@@ -25,7 +25,7 @@ def from_py_dataset(dataset: keras.utils.PyDataset, options: Options) -> Stream:
     return Stream(
         _epochs_of(dataset, lambda indices: indices),
         options,
-        endless=_num_batches(dataset) is None,
+        endless=dataset.num_batches is None,
     )
 
 
@@ -34,7 +34,7 @@ def _dealt(dataset: keras.utils.PyDataset, options: Options) -> Stream:
 
     All processes read as many full batches, so that all have as many rows.
     """
-    batches = _num_batches(dataset)
+    batches = dataset.num_batches
     places = slice(options.process, None, options.processes)
     if batches is None:
 
@@ -83,7 +83,7 @@ def _epochs_of(
     """Returns `open_epoch` of the chosen ones of the batches of an epoch."""
 
     def open_epoch(number: int | None, rng: Any) -> Iterator[Any]:
-        batches = _num_batches(dataset)
+        batches = dataset.num_batches
         indices: Iterable[int]
         if batches is None:
             indices = itertools.count()
@@ -102,11 +102,6 @@ def _epochs_of(
             dataset.on_epoch_end()
 
     return open_epoch
-
-
-def _num_batches(dataset: keras.utils.PyDataset) -> int | None:
-    batches: int | None = dataset.num_batches
-    return batches
 
 
 def _read(

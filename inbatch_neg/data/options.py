@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inbatch_neg import arguments, keras_private
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import check_choice, check_flag, check_integer
 from inbatch_neg.data import nests
 from inbatch_neg.replicas.base import text_as_number
 from inbatch_neg.replicas.current import replicas
@@ -43,7 +44,7 @@ class FirstEpoch:
     def value(self) -> int:
         """Returns the number; a function is called only once."""
         if self._found is None:
-            self._found = arguments.check_integer(
+            self._found = check_integer(
                 "first_epoch",
                 self._given() if self.is_function else self._given,
                 minimum=0,
@@ -246,14 +247,12 @@ def checked(
         ValueError: for another value.
     """
     if seed is not None:
-        seed = arguments.check_integer(
-            "seed", seed, minimum=0, otherwise=" or None"
-        )
+        seed = check_integer("seed", seed, minimum=0, otherwise=" or None")
         if seed >= 2**63:
             raise ValueError(
                 f"`seed` must be below 2**63. Received: seed={seed}"
             )
-    arguments.check_flag("batched", batched)
+    check_flag("batched", batched)
     if shard is not None and shuffle is True and seed is None:
         raise ValueError(
             "`shard` with `shuffle=True` needs a `seed`, the same in every "
@@ -261,12 +260,11 @@ def checked(
             "seed=None"
         )
     return Options(
-        arguments.check_integer("batch_size", batch_size, minimum=2),
-        arguments.check_flag("shuffle", shuffle),
+        check_integer("batch_size", batch_size, minimum=2),
+        check_flag("shuffle", shuffle),
         seed,
         _names(columns),
-        arguments.check_choice("remainder", remainder, ("drop", "pad"))
-        == "pad",
+        check_choice("remainder", remainder, ("drop", "pad")) == "pad",
         FirstEpoch(first_epoch),
         *_shard(shard),
     )

@@ -141,10 +141,7 @@ def from_dataset(
         "a tf.data.Dataset", "Pass its rows as arrays or as parquet files."
     )
     if options.columns is not None:
-        as_element = _as_element(dataset.element_spec)
-        dataset = dataset.map(
-            lambda *values: nests.select(as_element(values), options.columns)
-        )
+        dataset = _map(dataset, lambda x: nests.select(x, options.columns))
     _check_elements(dataset.element_spec, batched)
     rows = dataset.unbatch() if batched else dataset
     size = int(rows.cardinality())
@@ -161,10 +158,7 @@ def from_dataset(
     drop = size >= 0 and not options.pad
     if _may_differ(rows.element_spec):
         batches = rows.ragged_batch(options.global_size, drop)
-        as_element = _as_element(batches.element_spec)
-        batches = batches.map(
-            lambda *values: nests.map_leaves(_dense, as_element(values))
-        )
+        batches = _map(batches, lambda x: nests.map_leaves(_dense, x))
     elif batched and not options.shuffle:
         # Regroups the batches without splitting them into rows.
         batches = dataset.rebatch(options.global_size, drop_remainder=drop)
@@ -172,17 +166,14 @@ def from_dataset(
         batches = rows.batch(options.global_size, drop_remainder=drop)
     if options.pad:
         batches = _count_for_keras(batches)
-        as_element = _as_element(batches.element_spec)
-        batches = batches.map(_padding(options.global_size, as_element))
+        batches = _map(batches, lambda x: _padded(x, options.global_size))
     elif not drop:
         batches = _without_remainder(batches, options)
     if options.processes > 1:
         part = slice(options.offset, options.offset + options.batch_size)
-        as_element = _as_element(batches.element_spec)
-        batches = batches.map(
-            lambda *values: nests.map_leaves(
-                lambda leaf, name: leaf[part], as_element(values)
-            )
+        batches = _map(
+            batches,
+            lambda x: nests.map_leaves(lambda leaf, name: leaf[part], x),
         )
     return batches.prefetch(tf.data.AUTOTUNE)
 
@@ -211,15 +202,18 @@ def _count(dataset: tf.data.Dataset) -> int:
     return int(dataset.reduce(zero, lambda number, *_: number + 1))
 
 
-def _as_element(spec: Any) -> Callable[[tuple], Any]:
-    """Returns the inverse of how `tf.data` passes an element to a function.
+def _map(
+    dataset: tf.data.Dataset, function: Callable[[Any], Any]
+) -> tf.data.Dataset:
+    """Returns `function` of each element, in one argument.
 
-    It passes the entries of a tuple as arguments, also those of a tuple of one
-    entry, and anything else as one argument.
+    `tf.data` passes the entries of a tuple as arguments, also those of a tuple
+    of one entry, and anything else as one argument.
     """
-    if type(spec) is tuple:
-        return lambda values: values
-    return lambda values: values[0]
+    is_tuple = type(dataset.element_spec) is tuple
+    return dataset.map(
+        lambda *values: function(values if is_tuple else values[0])
+    )
 
 
 def _check_elements(spec: Any, batched: bool) -> None:
@@ -274,17 +268,12 @@ def _count_for_keras(batches: tf.data.Dataset) -> tf.data.Dataset:
     return batches.apply(tf.data.experimental.assert_cardinality(number))
 
 
-def _padding(batch_size: int, as_element: Callable[[tuple], Any]) -> Any:
-    def pad(*values: Any) -> Any:
-        element = as_element(values)
-        rows = tf.shape(nests.leaves(element)[0])[0]
-        places = tf.minimum(tf.range(batch_size), rows - 1)
-        element = nests.map_leaves(
-            lambda leaf, name: tf.gather(leaf, places), element
-        )
-        return _marked(element, tf.range(batch_size) < rows)
-
-    return pad
+def _padded(batch: Any, batch_size: int) -> Any:
+    """Returns a batch filled up with its last row, weights and mask."""
+    rows = tf.shape(nests.leaves(batch)[0])[0]
+    places = tf.minimum(tf.range(batch_size), rows - 1)
+    batch = nests.map_leaves(lambda leaf, name: tf.gather(leaf, places), batch)
+    return _marked(batch, tf.range(batch_size) < rows)
 
 
 def _without_remainder(

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbatch_neg import arguments
+from inbatch_neg.arguments import check_choice, check_flag, check_integer
 from inbatch_neg.evaluation import embedding, ids, metrics, ranking
 from inbatch_neg.evaluation.ids import Array
 
@@ -127,24 +127,20 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         if candidate_ids is not None:
             self.candidate_ids = ids.as_ids("candidate_ids", candidate_ids)
         self.k = metrics.lengths(k)
-        self.batch_size = arguments.check_integer(
-            "batch_size", batch_size, minimum=1
-        )
+        self.batch_size = check_integer("batch_size", batch_size, minimum=1)
         if not isinstance(prefix, str):
             raise TypeError(
                 f"`prefix` must be a string. Received: prefix={prefix!r}"
             )
         self.prefix = prefix
-        self.verbose = arguments.check_choice(
-            "verbose", verbose, ("auto", 0, 1)
-        )
-        self.similarity = arguments.check_choice(
+        self.verbose = check_choice("verbose", verbose, ("auto", 0, 1))
+        self.similarity = check_choice(
             "similarity", similarity, ("dot", "cosine")
         )
         self.sample_weight = sample_weight
         if sample_weight is not None:
             self.sample_weight = metrics.weights(sample_weight)
-        self.coverage = arguments.check_flag("coverage", coverage)
+        self.coverage = check_flag("coverage", coverage)
         if not len(self.targets.row):
             raise ValueError(
                 "`targets` must hold at least one target. Received: "
@@ -158,23 +154,16 @@ class RetrievalEvaluation(keras.callbacks.Callback):
 
     def __call__(self) -> dict[str, float]:
         """Returns the figures by name, without the prefix."""
-        query = self._embed("queries", "query_model", self.queries)
-        candidate = self._embed(
-            "candidates", "candidate_model", self.candidates
-        )
-        embedding.check(query, candidate)
+        query, candidate, catalogue = self._embed_all(self.queries)
         self._check_queries(len(query))
-        catalogue = self._catalogue_of(len(candidate))
         row, place = catalogue.places("targets", self.targets)
         known = place >= 0
         if not known.all():
             self._warn(int(len(known) - known.sum()), len(known))
-        targets = ranking.Places(row[known], place[known])
+        targets = _known(row, place)
         seen = None
         if self.seen is not None:
-            seen_row, seen_place = catalogue.places("seen", self.seen)
-            inside = seen_place >= 0
-            seen = ranking.Places(seen_row[inside], seen_place[inside])
+            seen = _known(*catalogue.places("seen", self.seen))
             seen = ranking.without(seen, targets, len(candidate))
         ranks = np.full(len(row), np.inf)
         ranks[known] = ranking.target_ranks(query, candidate, targets, seen)
@@ -204,19 +193,13 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             whose ids have no meaning. Candidates with equal scores are in
             any order.
         """
-        k = arguments.check_integer("k", k, minimum=1)
-        query = self._embed("queries", "query_model", queries)
-        candidate = self._embed(
-            "candidates", "candidate_model", self.candidates
-        )
-        embedding.check(query, candidate)
-        catalogue = self._catalogue_of(len(candidate))
+        k = check_integer("k", k, minimum=1)
+        query, candidate, catalogue = self._embed_all(queries)
         left_out = None
         if seen is not None:
             lists = ids.parse("seen", seen)
             _require_rows("seen", lists.rows, len(query))
-            row, place = catalogue.places("seen", lists)
-            left_out = ranking.Places(row[place >= 0], place[place >= 0])
+            left_out = _known(*catalogue.places("seen", lists))
         k = min(k, len(candidate))
         chunks = list(ranking.top_k(query, candidate, k, left_out))
         scores = np.concatenate([chunk for chunk, _ in chunks])
@@ -233,6 +216,15 @@ class RetrievalEvaluation(keras.callbacks.Callback):
         if logs is not None:
             for name, value in results.items():
                 logs[self.prefix + name] = value
+
+    def _embed_all(self, queries: Any) -> tuple[Array, Array, ids.Catalogue]:
+        """Returns the vectors of queries and candidates, and the catalogue."""
+        query = self._embed("queries", "query_model", queries)
+        candidate = self._embed(
+            "candidates", "candidate_model", self.candidates
+        )
+        embedding.check(query, candidate)
+        return query, candidate, self._catalogue_of(len(candidate))
 
     def _embed(self, name: str, model_name: str, features: Any) -> Array:
         verbose = self.verbose == 1
@@ -285,6 +277,11 @@ class RetrievalEvaluation(keras.callbacks.Callback):
             absent,
             count,
         )
+
+
+def _known(row: Array, place: Array) -> ranking.Places:
+    """Returns the places of the ids that are in the catalogue."""
+    return ranking.Places(row[place >= 0], place[place >= 0])
 
 
 def _require_rows(name: str, rows: int, queries: int) -> None:

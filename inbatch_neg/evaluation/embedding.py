@@ -5,11 +5,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from inbatch_neg import arguments, keras_private
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import refuse_keras_2
 from inbatch_neg.data.columns import as_array
 from inbatch_neg.data.nests import as_nest, leaves, map_leaves
 from inbatch_neg.evaluation import inputs
-from inbatch_neg.evaluation.ids import Array
+from inbatch_neg.evaluation.ids import Array, to_numpy
 from inbatch_neg.replicas.current import replicas
 
 
@@ -51,7 +52,7 @@ def embed(
             f"`{model_name}` must return one array of vectors. Received: "
             f"{type(vectors).__name__}"
         )
-    vectors = _host(vectors)
+    vectors = to_numpy(vectors)
     if feed is not None:
         vectors = inputs.without_padding(vectors, feed.padded)
     is_fitting = vectors.ndim == 2 or (several and vectors.ndim == 3)
@@ -77,7 +78,7 @@ def _vectors(name: str, model_name: str, features: Any) -> Any:
     if not inputs.is_dataset(features) and not isinstance(features, list):
         columns = map_leaves(as_array, as_nest(features), name=name)
         return np.stack(leaves(columns), axis=1)  # they are the dimensions
-    batches = [_host(batch) for batch in features]
+    batches = [to_numpy(batch) for batch in features]
     if any(batch.ndim < 2 for batch in batches):
         return np.stack(batches)
     return np.concatenate(batches)
@@ -85,7 +86,7 @@ def _vectors(name: str, model_name: str, features: Any) -> Any:
 
 def check_model(name: str, model: Any) -> None:
     """Refuses what is neither a Keras model nor None."""
-    arguments.refuse_keras_2(name, model)
+    refuse_keras_2(name, model)
     if model is not None and not isinstance(model, keras.Model):
         raise TypeError(
             f"`{name}` must be a keras.Model, or None if vectors are given. "
@@ -124,9 +125,3 @@ def rows(model: keras.Model | None, features: Any) -> int | None:
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
-def _host(value: Any) -> Array:
-    if keras.ops.is_tensor(value):
-        value = keras.ops.convert_to_numpy(value)
-    return np.asarray(value)

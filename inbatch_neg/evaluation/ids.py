@@ -45,18 +45,18 @@ def parse(name: str, value: Any) -> IdLists:
     if hasattr(value, "row_splits"):
         if value.values.shape.rank != 1:
             _refuse_form(name, value)
-        splits = _array(value.row_splits)
+        splits = to_numpy(value.row_splits)
         row = np.repeat(np.arange(len(splits) - 1), np.diff(splits))
         return IdLists(row, as_ids(name, value.values), len(splits) - 1)
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
     if _is_nested(value):
-        lists = [_array(one).reshape(-1) for one in value]
+        lists = [to_numpy(one).reshape(-1) for one in value]
         row = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
         filled = [one for one in lists if len(one)]
         ids = np.concatenate(filled) if filled else np.zeros(0, "int64")
         return IdLists(row, as_ids(name, ids), len(lists))
-    array = _array(value)
+    array = to_numpy(value)
     if array.ndim not in (1, 2):
         _refuse_form(name, array)
     rows, length = len(array), array.size // max(len(array), 1)
@@ -144,7 +144,7 @@ class Catalogue:
 
 def as_ids(name: str, values: Any) -> Array:
     """Returns (N,) integers or strings; refuses everything else."""
-    array = _array(values)
+    array = to_numpy(values)
     if array.dtype.kind == "O" and len(array):
         one = array[0]
         if isinstance(one, bytes):
@@ -176,7 +176,8 @@ def _is_nested(value: Any) -> bool:
     )
 
 
-def _array(value: Any) -> Array:
+def to_numpy(value: Any) -> Array:
+    """Returns an array, a tensor, a list or a set as an array."""
     if isinstance(value, set):
         value = sorted(value)
     if keras.ops.is_tensor(value):

@@ -5,21 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from inbatch_neg import arguments
+from inbatch_neg.arguments import check_integer
 from inbatch_neg.evaluation.ids import Array
 
 
 def lengths(k: Any) -> tuple[int, ...]:
     """Returns the argument `k` as a tuple of integers, in ascending order."""
-    if isinstance(k, (list, tuple)):
-        if not k:
-            raise ValueError(f"`k` must not be empty. Received: k={k!r}")
-        values = k
-    else:
-        values = [k]
-    return tuple(
-        sorted({arguments.check_integer("k", one, minimum=1) for one in values})
-    )
+    values = k if isinstance(k, (list, tuple)) else [k]
+    if not values:
+        raise ValueError(f"`k` must not be empty. Received: k={k!r}")
+    return tuple(sorted({check_integer("k", one, minimum=1) for one in values}))
 
 
 def weights(sample_weight: Any) -> Array:

@@ -1,18 +1,19 @@
 """Candidates of earlier batches as extra negatives for the current one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, batch_checks, keras_private
+from inbatch_neg import batch_checks, keras_private
+from inbatch_neg.arguments import check_integer
 from inbatch_neg.backends import backend
 from inbatch_neg.layers import global_batch
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.log_q_and_masks import constant
-from inbatch_neg.types import Tensor
+from inbatch_neg.types import Size, Tensor
 
 Shape = Sequence[int | None]
 
@@ -81,8 +82,8 @@ class CrossBatchMemory(keras.layers.Layer):
     ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        self.capacity = arguments.check_integer("capacity", capacity, minimum=1)
-        self.warmup_steps = arguments.check_integer(
+        self.capacity = check_integer("capacity", capacity, minimum=1)
+        self.warmup_steps = check_integer(
             "warmup_steps", warmup_steps, minimum=0
         )
 
@@ -95,33 +96,21 @@ class CrossBatchMemory(keras.layers.Layer):
     ) -> None:
         """Creates the slots, all of them empty."""
         _check_shape(candidate_shape)
-        options = {
-            "trainable": False,
-            "autocast": False,
-            "aggregation": "only_first_replica",
-        }
-        for name in ("filled", "steps"):
-            count = self.add_weight(
-                name=name,
-                shape=(),
-                dtype="int32",
-                initializer="zeros",
-                **options,
-            )
-            setattr(self, f"_{name}", count)
+        self._filled = global_batch.add_state(self, "filled", (), "int32")
+        self._steps = global_batch.add_state(self, "steps", (), "int32")
         slots = {"candidate": (candidate_shape[1:], self.variable_dtype)}
         if candidate_ids_shape is not None:
             slots["candidate_ids"] = ((), backend.widest_integer())
         if candidate_sampling_probability_shape is not None:
             slots["candidate_sampling_probability"] = ((), "float32")
         self._stored = {
-            name: self.add_weight(
-                name=name,
-                shape=(self.capacity, *rest),
-                dtype=dtype,
+            name: global_batch.add_state(
+                self,
+                name,
+                (self.capacity, *rest),
+                dtype,
                 # Empty slots are masked, but their logarithm must be finite.
-                initializer="ones" if "probability" in name else "zeros",
-                **options,
+                "ones" if "probability" in name else "zeros",
             )
             for name, (rest, dtype) in slots.items()
         }
@@ -170,7 +159,7 @@ class CrossBatchMemory(keras.layers.Layer):
         if keras_private.in_symbolic_call():
             if not replicas.averages_shapes_of_symbolic_calls():
                 self._check(batch)
-            return self._zeros_of_output_shapes(batch)
+            return self._outputs(ops.zeros, batch.candidates + self._share())
         batch = batch_checks.to_tensors(batch)
         if training:
             batch = global_batch.check_same_shapes(batch)
@@ -209,7 +198,7 @@ class CrossBatchMemory(keras.layers.Layer):
         result["candidate_mask"] = ops.concatenate([mask, used])
         if training:
             with backend.after(batch):
-                self._store(global_batch.gather(own))
+                self._store({k: global_batch.gather(own[k]) for k in own})
         return result
 
     def _store(self, batch: dict[str, Tensor]) -> None:
@@ -270,48 +259,28 @@ class CrossBatchMemory(keras.layers.Layer):
             )
         return self.capacity // count
 
-    def _zeros_of_output_shapes(self, batch: Batch) -> dict[str, Tensor]:
-        """Returns zeros, while Keras only needs the shapes of the outputs."""
-        rows = batch.candidates + self._share()
-        return {
-            name: ops.zeros((rows, *rest), dtype)
-            for name, (rest, dtype) in self._outputs().items()
-        }
-
-    def _outputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Returns the shape of a row and the dtype of every output."""
+    def _outputs(
+        self, make: Callable[..., Tensor], rows: Size
+    ) -> dict[str, Tensor]:
+        """Returns every output as `make(shape, dtype=dtype)`, with C rows."""
         outputs = {
-            name: (tuple(stored.shape[1:]), stored.dtype)
+            name: make((rows, *stored.shape[1:]), dtype=stored.dtype)
             for name, stored in self._stored.items()
         }
-        return {**outputs, "candidate_mask": ((), "bool")}
+        return {**outputs, "candidate_mask": make((rows,), dtype="bool")}
 
     def compute_output_spec(
-        self,
-        candidate: Tensor,
-        candidate_ids: Tensor = None,
-        candidate_sampling_probability: Tensor = None,
-        candidate_mask: Tensor = None,
-        training: bool | None = None,
+        self, *args: Any, **kwargs: Any
     ) -> dict[str, keras.KerasTensor]:
         """Returns the dict of symbolic outputs."""
-        self._check(
-            Batch(
-                candidate=candidate,
-                candidate_ids=candidate_ids,
-                candidate_sampling_probability=candidate_sampling_probability,
-                candidate_mask=candidate_mask,
-            )
-        )
-        rows = candidate.shape[0]
+        batch = batch_checks.bind(self.call, args, kwargs)
+        self._check(batch)
+        rows = batch.candidate.shape[0]
         if rows is not None:
             with keras.SymbolicScope():  # so that a strategy's replicas count
-                self._fitting(candidate)
+                self._fitting(batch.candidate)
                 rows += self._share()
-        return {
-            name: keras.KerasTensor((rows, *rest), dtype=dtype)
-            for name, (rest, dtype) in self._outputs().items()
-        }
+        return self._outputs(keras.KerasTensor, rows)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""

@@ -6,7 +6,7 @@ of the next replica. So the positive of row i is still candidate i, candidate
 does not depend on replicas.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import ops
@@ -21,22 +21,38 @@ from inbatch_neg.types import Size, Tensor
 Maths = Callable[[Batch, Size, Tensor], Tensor]
 
 
-def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def add_state(
+    layer: keras.layers.Layer,
+    name: str,
+    shape: Sequence[int | None],
+    dtype: str,
+    initializer: str = "zeros",
+) -> keras.Variable:
+    """Adds a weight that is equal on every replica, and does not train."""
+    return layer.add_weight(
+        name=name,
+        shape=shape,
+        dtype=dtype,
+        initializer=initializer,
+        trainable=False,
+        autocast=False,
+        aggregation="only_first_replica",
+    )
+
+
+def gather(tensor: Tensor) -> Tensor:
     """Returns the rows of the global batch, in its order, without gradient.
 
     They are equal on every replica, and so is everything computed from them.
 
     Args:
-        tensors: Tensors with one entry per row of this replica, which
-            `check_same_shapes` has accepted.
+        tensor: One entry per row of this replica, with as many rows as the
+            tensors that `check_same_shapes` has accepted.
     """
     collectives = replicas.collectives()
     if collectives is None:
-        return tensors
-    return {
-        name: collectives.all_gather(ops.stop_gradient(tensor))
-        for name, tensor in tensors.items()
-    }
+        return tensor
+    return collectives.all_gather(ops.stop_gradient(tensor))
 
 
 def local_shard(tensor: Tensor) -> Tensor:

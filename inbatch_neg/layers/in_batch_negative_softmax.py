@@ -1,12 +1,12 @@
 """The layer: checks the batch, chooses the negatives, calls the maths."""
 
-import inspect
 from typing import Any
 
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, batch_checks, keras_private
+from inbatch_neg import batch_checks, keras_private
+from inbatch_neg.arguments import check_flag, check_integer
 from inbatch_neg.backends import backend
 from inbatch_neg.layers import global_batch
 from inbatch_neg.layers.negative_sampling import NegativeSampling
@@ -119,13 +119,9 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         self._temperature = Temperature(self, temperature, self.compute_dtype)
         # A variable is tracked as an attribute of the layer.
         self._temperature_variable = self._temperature.variable
-        self.symmetric = arguments.check_flag("symmetric", symmetric)
-        self.cross_replica = arguments.check_flag(
-            "cross_replica", cross_replica
-        )
-        self.return_logits = arguments.check_flag(
-            "return_logits", return_logits
-        )
+        self.symmetric = check_flag("symmetric", symmetric)
+        self.cross_replica = check_flag("cross_replica", cross_replica)
+        self.return_logits = check_flag("return_logits", return_logits)
         if self.symmetric and self.return_logits:
             raise ValueError(
                 "`symmetric=True` has two matrices of logits, so it cannot be "
@@ -135,9 +131,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
         if self.sampling == "rotation" and not self.cross_replica:
             self._negatives.check_rows(self._batch_size.rows)
         if seed is not None:
-            seed = arguments.check_integer(
-                "seed", seed, minimum=0, otherwise=" or None"
-            )
+            seed = check_integer("seed", seed, minimum=0, otherwise=" or None")
         self.seed = seed
         if self._negatives.is_random:
             self.seed_generator = keras.random.SeedGenerator(seed)
@@ -345,9 +339,7 @@ class InBatchNegativeSoftmax(keras.layers.Layer):
     @keras_private.restore_model_state
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the symbolic output; the number of rows may be unknown."""
-        passed = inspect.signature(self.call).bind(*args, **kwargs).arguments
-        passed.pop("training", None)
-        batch = Batch(**passed)
+        batch = batch_checks.bind(self.call, args, kwargs)
         with keras.SymbolicScope():  # so that a strategy's replicas count
             batch = self._check(batch)
             shape = self._output_shape(

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from inbatch_neg import arguments
+from inbatch_neg.arguments import check_choice, check_integer
 from inbatch_neg.softmax import logits
 from inbatch_neg.softmax.batch import Batch
 from inbatch_neg.softmax.log_q_and_masks import (
@@ -24,11 +24,11 @@ class NegativeSampling:
 
     def __init__(self, num_negatives: int | None, sampling: str) -> None:
         if num_negatives is not None:
-            num_negatives = arguments.check_integer(
+            num_negatives = check_integer(
                 "num_negatives", num_negatives, minimum=1, otherwise=" or None"
             )
         self.num_negatives = num_negatives
-        self.sampling = arguments.check_choice(
+        self.sampling = check_choice(
             "sampling", sampling, ("rotation", "hardest")
         )
         if sampling == "hardest" and num_negatives is None:

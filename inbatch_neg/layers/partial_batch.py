@@ -8,7 +8,8 @@ import logging
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from inbatch_neg import arguments, keras_private
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import check_integer
 from inbatch_neg.backends import backend
 from inbatch_neg.types import Tensor
 
@@ -48,7 +49,7 @@ class BatchSize:
         ):
             self.declared = batch_size
         else:
-            self.declared = arguments.check_integer(
+            self.declared = check_integer(
                 "batch_size",
                 batch_size,
                 minimum=2,
@@ -169,7 +170,7 @@ def _unknown_rows(layer_name: str, shape: Shape, largest: int | None) -> str:
         f"{_full('batch_size')}; for a lost size construct the layer with "
         f"`InBatchNegativeSoftmax(batch_size={largest or 64})`, or with "
         '`batch_size="any"` if any will do. Received: queries of shape '
-        f"{_text(shape)} in `{layer_name}`{before}."
+        f"{tuple(shape)} in `{layer_name}`{before}."
     )
 
 
@@ -189,7 +190,7 @@ def _other_rows(
         size, wanted = expected, f"{expected} rows"
     got = "another number of rows"
     if shape is not None:
-        got = f"queries of shape {_text(shape)}"
+        got = f"queries of shape {tuple(shape)}"
         if shape[0] == 1:
             got += ", and one row has no negatives,"
     return (
@@ -205,7 +206,3 @@ def _full(size: int | str) -> str:
         f"split `data` first), or `dataset.batch({size}, "
         "drop_remainder=True)`, or `drop_last=True` in a `DataLoader`"
     )
-
-
-def _text(shape: Shape) -> str:
-    return "(" + ", ".join(str(size) for size in shape) + ")"

@@ -1,12 +1,18 @@
 """How often an id occurs, estimated from the stream of batches itself."""
 
+import functools
 import math
 from typing import Any
 
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, batch_checks, keras_private
+from inbatch_neg import batch_checks, keras_private
+from inbatch_neg.arguments import (
+    check_integer,
+    check_positive_number,
+    to_tensor,
+)
 from inbatch_neg.backends import backend
 from inbatch_neg.layers import global_batch, hashing
 from inbatch_neg.replicas.current import replicas
@@ -86,19 +92,15 @@ class StreamingSamplingProbability(keras.layers.Layer):
     ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        self.num_buckets = arguments.check_integer(
-            "num_buckets", num_buckets, minimum=1
-        )
-        self.num_hashes = arguments.check_integer(
-            "num_hashes", num_hashes, minimum=1
-        )
+        self.num_buckets = check_integer("num_buckets", num_buckets, minimum=1)
+        self.num_hashes = check_integer("num_hashes", num_hashes, minimum=1)
         if self.num_buckets * self.num_hashes >= 2**31:
             raise ValueError(
                 "`num_buckets` times `num_hashes` must be below 2^31. "
                 f"Received: num_buckets={num_buckets!r}, "
                 f"num_hashes={num_hashes!r}"
             )
-        self.learning_rate = arguments.check_positive_number(
+        self.learning_rate = check_positive_number(
             "learning_rate", learning_rate
         )
         if self.learning_rate > 1.0:
@@ -116,27 +118,14 @@ class StreamingSamplingProbability(keras.layers.Layer):
     def _create_buckets(self) -> None:
         """Creates the buckets, all of them empty."""
         # Every replica learns from the global batch, so all are equal.
-        options = {
-            "initializer": "zeros",
-            "trainable": False,
-            "autocast": False,
-            "aggregation": "only_first_replica",
-        }
+        add = functools.partial(global_batch.add_state, self)
         size = (self.num_hashes * self.num_buckets,)
         time = backend.widest_integer()
-        self._clock = self.add_weight(
-            name="clock", shape=(), dtype=time, **options
-        )
-        self._last = self.add_weight(
-            name="last", shape=size, dtype=time, **options
-        )
-        self._interval = self.add_weight(
-            name="interval", shape=size, dtype="float32", **options
-        )
+        self._clock = add("clock", (), time)
+        self._last = add("last", size, time)
+        self._interval = add("interval", size, "float32")
         # The sum of the weights of all occurrences: from 0, never seen, to 1.
-        self._weight = self.add_weight(
-            name="weight", shape=size, dtype="float32", **options
-        )
+        self._weight = add("weight", size, "float32")
 
     @keras_private.restore_model_state
     def call(
@@ -156,18 +145,6 @@ class StreamingSamplingProbability(keras.layers.Layer):
             was never seen gets 1 / (rows so far + 1), as if it came once, in
             the next row. So before any training all ids get 1.
         """
-        self._check(candidate_ids)
-        if keras_private.in_symbolic_call():
-            return ops.zeros(ops.shape(candidate_ids), "float32")
-        ids = arguments.to_tensor("candidate_ids", candidate_ids)
-        if training:
-            same = global_batch.check_same_shapes(Batch(candidate_ids=ids))
-            ids = same.candidate_ids
-        _check_ids(ids)
-        return self._estimate(ids, training)
-
-    def _check(self, candidate_ids: Tensor) -> None:
-        """Refuses missing ids, and wrong symbolic ones."""
         if candidate_ids is None:
             raise ValueError(
                 "`candidate_ids` must be passed: there is nothing else to "
@@ -176,6 +153,13 @@ class StreamingSamplingProbability(keras.layers.Layer):
         if keras_private.in_symbolic_call():
             if not replicas.averages_shapes_of_symbolic_calls():
                 _check_ids(candidate_ids)
+            return ops.zeros(ops.shape(candidate_ids), "float32")
+        ids = to_tensor("candidate_ids", candidate_ids)
+        if training:
+            same = global_batch.check_same_shapes(Batch(candidate_ids=ids))
+            ids = same.candidate_ids
+        _check_ids(ids)
+        return self._estimate(ids, training)
 
     def _estimate(self, ids: Tensor, training: bool | None) -> Tensor:
         """Returns the probabilities of checked ids, and may learn from them."""
@@ -184,10 +168,7 @@ class StreamingSamplingProbability(keras.layers.Layer):
             first = ops.arange(self.num_hashes, dtype="int32")
             places = places + first[:, None] * self.num_buckets
         if training:
-            by_row = global_batch.gather(
-                {"candidate_ids": ops.transpose(places)}
-            )
-            by_row = by_row["candidate_ids"]
+            by_row = global_batch.gather(ops.transpose(places))
             with backend.after([ids]):
                 self._learn(ops.reshape(by_row, (-1,)), ops.shape(by_row)[0])
         seen = ops.take(self._weight, places) > 0.0

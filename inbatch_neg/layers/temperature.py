@@ -6,7 +6,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from inbatch_neg import arguments, keras_private
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import check_positive_number
 from inbatch_neg.types import Tensor
 
 LEARNED = "learned"
@@ -105,7 +106,7 @@ def _checked(variable: keras.Variable) -> keras.Variable:
 
 def _number(value: Any) -> float:
     try:
-        return arguments.check_positive_number("temperature", value)
+        return check_positive_number("temperature", value)
     except TypeError as error:
         raise TypeError(
             f'{error}. Fix: pass `temperature="learned"` for a weight that '

@@ -9,16 +9,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from inbatch_neg import keras_private
-from inbatch_neg.replicas.base import (
-    Collectives,
-    Replicas,
-    Sharding,
-    first_difference,
-)
+from inbatch_neg.replicas import base
+from inbatch_neg.replicas.base import Collectives, Sharding, first_difference
 from inbatch_neg.types import Tensor
 
 
-class JaxReplicas(Replicas):
+class Replicas(base.Replicas):
     """The devices of a `keras.distribution`; one process has all tensors."""
 
     def sharding(self, rows: int) -> Sharding | None:

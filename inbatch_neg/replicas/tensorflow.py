@@ -6,11 +6,12 @@ import tensorflow as tf
 
 from inbatch_neg import keras_private
 from inbatch_neg.backends.tensorflow import after_check
-from inbatch_neg.replicas.base import Collectives, Replicas, first_difference
+from inbatch_neg.replicas import base
+from inbatch_neg.replicas.base import Collectives, first_difference
 from inbatch_neg.types import Tensor
 
 
-class TensorFlowReplicas(Replicas):
+class Replicas(base.Replicas):
     """The replicas of the strategy in whose scope a step runs."""
 
     def collectives(self) -> Collectives | None:

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import distributed
 
+from inbatch_neg.backends import backend
+from inbatch_neg.replicas import base
 from inbatch_neg.replicas.base import (
     Collectives,
-    Replicas,
     first_difference,
     text_as_number,
 )
@@ -23,7 +24,7 @@ _COMPARED = (
 )
 
 
-class TorchReplicas(Replicas):
+class Replicas(base.Replicas):
     """The processes of `torch.distributed`."""
 
     def collectives(self) -> Collectives | None:
@@ -57,7 +58,19 @@ class _ProcessGroupCollectives(Collectives):
         """Gathers with a gradient; int16 as int32, since gloo lacks int16."""
         if tensor.dtype == torch.int16:
             tensor = tensor.int()
-        return _Gather.apply(tensor.contiguous(), self)
+
+        def gather(tensor: Tensor) -> tuple[Tensor, Callable]:
+            def gradient(upstream: Tensor) -> list[Tensor]:
+                # Each replica receives the parts of the gradient of its own
+                # candidates from all replicas, and sums them.
+                parts = torch.empty_like(upstream)
+                distributed.all_to_all_single(parts, upstream.contiguous())
+                shape = (self.count, -1, *upstream.shape[1:])
+                return [parts.reshape(shape).sum(0)]
+
+            return self.gather_values(tensor), gradient
+
+        return backend.custom_gradient(gather)(tensor.contiguous())
 
     def gather_values(self, tensor: Tensor) -> Tensor:
         """Gathers without a gradient."""
@@ -95,23 +108,3 @@ class _ProcessGroupCollectives(Collectives):
                 f"{received}"
             )
         return dict(tensors)
-
-
-class _Gather(torch.autograd.Function):
-    """Gathers the rows of all processes; each gets its gradient back."""
-
-    @staticmethod
-    def forward(
-        ctx: Tensor, tensor: Tensor, collectives: _ProcessGroupCollectives
-    ) -> Tensor:
-        ctx.collectives = collectives
-        return collectives.gather_values(tensor)
-
-    @staticmethod
-    def backward(ctx: Tensor, upstream: Tensor) -> tuple[Tensor, None]:
-        # Each replica receives the parts of the gradient of its own candidates
-        # from all replicas, and sums them.
-        parts = torch.empty_like(upstream)
-        distributed.all_to_all_single(parts, upstream.contiguous())
-        parts = parts.reshape(ctx.collectives.count, -1, *upstream.shape[1:])
-        return parts.sum(0), None

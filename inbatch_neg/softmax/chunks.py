@@ -156,21 +156,15 @@ class Chunks(RowChunks):
         matmul: Callable[[Tensor, Tensor], Tensor] = backend.matmul_no_grad,
     ) -> tuple[Tensor, list[Tensor]]:
         """Returns the scores, and which vector won each: see `vectors`."""
-        products, better = self._best_products(start, matmul)
-        return self._masked(products, start, include_positive), better
-
-    def _best_products(
-        self, start: Size, matmul: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        return several_vectors.first_best(
+        pairs = several_vectors.pairs(self.queries, self.candidates)
+        products, better = several_vectors.first_best(
             matmul(
                 self.rows_of(self.queries[row], start),
                 ops.transpose(self.candidates[column]),
             )
-            for row, column in several_vectors.pairs(
-                self.queries, self.candidates
-            )
+            for row, column in pairs
         )
+        return self._masked(products, start, include_positive), better
 
     def _masked(
         self, scores: Tensor, start: Size, include_positive: bool

@@ -1,5 +1,7 @@
 """Sparse updates on JAX: the gradient of the table is the updated table."""
 
+import math
+import warnings
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +13,9 @@ import keras
 from inbatch_neg import keras_private
 from inbatch_neg.sparse_embedding import table
 from inbatch_neg.types import Tensor
+
+# From this many numbers on, a copy of a table is worth a warning: 64 MB.
+LARGE_TABLE = 2**24
 
 
 class Overwritten(keras.Variable):
@@ -24,16 +29,12 @@ class Overwritten(keras.Variable):
 
     has_gradient = False
 
-    def raw_value(self) -> Any:
-        """Returns the value itself."""
-        return keras.Variable.value.fget(self)
-
     def assign(self, value: Any) -> Any:
         """Assigns a value, unless it stands for no gradient."""
         if keras_private.calling_optimizer() is not None:
             if not self.has_gradient:
                 # Of no lookup, or of a function that was compiled before.
-                value = jnp.where(jnp.any(value), value, self.raw_value())
+                value = jnp.where(jnp.any(value), value, self.value)
             self.has_gradient = False
         return super().assign(value)
 
@@ -47,14 +48,22 @@ class Accumulators(Overwritten):
 class Table(Overwritten, table.Table):
     """Refuses other gradients: JAX would add them to the updated table."""
 
-    _of_step: Any = staticmethod(lambda: None)
-    _differentiated: list[Any]
+    # The lookups whose gradients are summed, and of which value they are.
+    differentiated: list[Any]
+    of_value: Any = staticmethod(lambda: None)
 
     @property
     def value(self) -> Any:
         """The table, which has no gradient in a step."""
-        value = self.raw_value()
-        return _refuse(value) if isinstance(value, jax.core.Tracer) else value
+        value = super().value
+        if not isinstance(value, jax.core.Tracer):
+            return value
+        read = jax.custom_vjp(lambda value: value)
+        read.defvjp(
+            lambda value: (value, None),
+            lambda _, gradient: self.refuse_dense(gradient),
+        )
+        return read(value)
 
     def check_optimizer(self, optimizer: Any) -> None:
         """Warns, too, of loss scaling: it keeps the table for a bad step."""
@@ -62,55 +71,39 @@ class Table(Overwritten, table.Table):
         if keras_private.scales_loss(optimizer):
             self.warn_of_copy("`LossScaleOptimizer`, of a float16 policy,")
 
-    def differentiated(self, value: Any) -> list[Any]:
-        """Returns the lookups whose gradients are summed for a value."""
-        if self._of_step() is not value:
-            self._of_step = weakref.ref(value)
-            self._differentiated = []
-        return self._differentiated
+    def warn_of_copy(self, cause: str) -> None:
+        """Warns of a large table; Python shows equal warnings once."""
+        if math.prod(self.shape) >= LARGE_TABLE:
+            warnings.warn(
+                f"{cause} copies the whole table {self.path!r} in every step. "
+                "Fix: train in float32 or bfloat16, by `fit` with "
+                "`jit_compile`.",
+                stacklevel=2,
+            )
 
 
-@jax.custom_vjp
-def _refuse(value: Tensor) -> Tensor:
-    return value
-
-
-@keras_private.restore_model_state
-def _refuse_gradient(_: None, gradient: Tensor) -> Any:
-    raise ValueError(
-        f"{table.DENSE} Received: a gradient of shape {gradient.shape}"
-    )
-
-
-_refuse.defvjp(lambda value: (value, None), _refuse_gradient)
-
-
-def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the vectors of (N,) ids, and a zero for the loss."""
-    value = weight.raw_value()
+def lookup(weight: Table, ids: Tensor) -> Tensor:
+    """Returns the vectors of (N,) ids."""
+    value = super(Table, weight).value  # without the refusal
     rows = value.shape[0]
     # A negative index would count from the end.
     ids = jnp.where((ids < 0) | (ids >= rows), rows, ids)
     if not weight.trainable or keras_private.in_export():
-        return _take(value, ids), jnp.zeros((), value.dtype)
+        return _take(value, ids)
     adagrad = weight.adagrad
-    lookups = weight.differentiated(value)
-    this = object()
+    if weight.of_value() is not value:
+        weight.of_value, weight.differentiated = weakref.ref(value), []
+    lookups = weight.differentiated
 
-    @jax.custom_vjp
-    def run(
-        value: Tensor, accumulators: Tensor, rate: Tensor, ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return _take(value, ids), jnp.zeros((), value.dtype)
-
-    def forward(*inputs: Tensor) -> tuple[Any, Any]:
-        return run(*inputs), inputs
+    run = jax.custom_vjp(
+        lambda value, accumulators, rate, ids: _take(value, ids)
+    )
 
     @keras_private.restore_model_state
-    def backward(inputs: Any, upstream: tuple[Tensor, Tensor]) -> Any:
-        lookups.append(this)
+    def backward(inputs: Any, d_vectors: Tensor) -> Any:
+        lookups.append(run)
         weight.has_gradient = adagrad.accumulators.has_gradient = True
-        if lookups[0] is not this:
+        if lookups[0] is not run:
             raise ValueError(
                 "`SparseEmbedding` must be called once in a step: JAX would "
                 "add up the tables of two calls. Fix: pass all ids in one "
@@ -119,11 +112,9 @@ def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
             )
         if not isinstance(inputs[0], jax.core.Tracer):
             weight.warn_of_copy("A step that is not compiled")
-        d_vectors, scale = upstream
-        d_vectors = d_vectors / jnp.where(scale == 0.0, 1.0, scale)
         return (*_updated(inputs, d_vectors, adagrad.epsilon), None, None)
 
-    run.defvjp(forward, backward)
+    run.defvjp(lambda *inputs: (run(*inputs), inputs), backward)
     return run(value, adagrad.accumulators.value, adagrad.rate(), ids)
 
 

@@ -1,15 +1,18 @@
 """An embedding table that trains the rows of the batch alone."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops, tree
 
-from inbatch_neg import arguments, keras_private
-from inbatch_neg.backends import backend
+from inbatch_neg import keras_private
+from inbatch_neg.arguments import check_flag, check_integer
+from inbatch_neg.backends import backend, engine
 from inbatch_neg.replicas.current import replicas
-from inbatch_neg.sparse_embedding import table
+from inbatch_neg.sparse_embedding.table import RowwiseAdagrad
+from inbatch_neg.types import Tensor
 
 
 @keras.saving.register_keras_serializable(
@@ -51,6 +54,9 @@ class SparseEmbedding(keras.layers.Layer):
         mask_zero: Whether id 0 is padding, masked in the layers that follow.
             Defaults to False.
 
+    Attributes:
+        embeddings: The table, a variable (input_dim, output_dim).
+
     Raises:
         ValueError, TypeError: for an argument outside of the above; in the
             call, for ids that are not integers. In training, on JAX for a
@@ -91,28 +97,17 @@ class SparseEmbedding(keras.layers.Layer):
     ) -> None:
         kwargs.setdefault("autocast", False)
         super().__init__(**kwargs)
-        self.input_dim = arguments.check_integer(
-            "input_dim", input_dim, minimum=1
-        )
-        self.output_dim = arguments.check_integer(
-            "output_dim", output_dim, minimum=1
-        )
+        self.input_dim = check_integer("input_dim", input_dim, minimum=1)
+        self.output_dim = check_integer("output_dim", output_dim, minimum=1)
         self.embeddings_initializer = keras.initializers.get(
             embeddings_initializer
         )
-        self.mask_zero = arguments.check_flag("mask_zero", mask_zero)
+        self.mask_zero = check_flag("mask_zero", mask_zero)
         self.supports_masking = mask_zero
-        if isinstance(learning_rate, keras.Variable):
-            arguments.check_rank("learning_rate", learning_rate, 0, "()")
-        else:
-            arguments.check_positive_number("learning_rate", learning_rate)
-        self._adagrad = table.RowwiseAdagrad(
-            self.input_dim,
+        self._adagrad = RowwiseAdagrad(
             learning_rate,
-            arguments.check_positive_number(
-                "initial_accumulator", initial_accumulator
-            ),
-            arguments.check_positive_number("epsilon", epsilon),
+            initial_accumulator,
+            epsilon,
             dtype=self.dtype_policy,
             name="adagrad",
         )
@@ -120,16 +115,15 @@ class SparseEmbedding(keras.layers.Layer):
     @keras_private.restore_model_state
     def build(self, input_shape: Any = None) -> None:
         """Creates the table and its accumulators."""
-        if isinstance(
-            keras.distribution.distribution(), keras.distribution.ModelParallel
-        ):
+        distribution = keras.distribution.distribution()
+        if isinstance(distribution, keras.distribution.ModelParallel):
             raise ValueError(
                 "`SparseEmbedding` cannot be sharded. Fix: use "
                 "`keras.distribution.DataParallel`, or "
                 "`keras.layers.Embedding`. Received: a `ModelParallel` "
                 "distribution"
             )
-        self._embeddings = table.engine().Table(
+        self.embeddings = engine(__package__).Table(
             self._adagrad,
             initializer=self.embeddings_initializer,
             shape=(self.input_dim, self.output_dim),
@@ -137,13 +131,8 @@ class SparseEmbedding(keras.layers.Layer):
             trainable=self.trainable,
             name="embeddings",
         )
-        self._adagrad.build()
+        self._adagrad.build((self.input_dim,))
         self.built = True
-
-    @property
-    def embeddings(self) -> keras.Variable:
-        """The table, (input_dim, output_dim)."""
-        return self._embeddings
 
     @property
     def learning_rate(self) -> float | keras.Variable:
@@ -167,39 +156,29 @@ class SparseEmbedding(keras.layers.Layer):
         Returns:
             The same nest of (..., output_dim) vectors, in the compute dtype.
         """
-        leaves = tree.flatten(inputs)
-        in_symbolic_call = keras_private.in_symbolic_call()
-        if not (
-            in_symbolic_call and replicas.averages_shapes_of_symbolic_calls()
-        ):
-            for ids in leaves:
-                _check_ids(ids)
-        leaves = [ops.convert_to_tensor(ids) for ids in leaves]
-        if in_symbolic_call:
-            results = [
-                ops.zeros(
-                    (*ops.shape(ids), self.output_dim), self.compute_dtype
-                )
-                for ids in leaves
-            ]
-            return tree.pack_sequence_as(inputs, results)
+        symbolic = keras_private.in_symbolic_call()
+        if not (symbolic and replicas.averages_shapes_of_symbolic_calls()):
+            tree.map_structure(_check_ids, inputs)
+        leaves = [ops.convert_to_tensor(ids) for ids in tree.flatten(inputs)]
         # All in one lookup, since JAX cannot add up two.
         dtype = keras.backend.result_type(*(ids.dtype for ids in leaves))
-        flat = [ops.reshape(ops.cast(ids, dtype), (-1,)) for ids in leaves]
-        vectors, zero = table.engine().lookup(
-            self._embeddings, ops.concatenate(flat)
+        ids = ops.concatenate(
+            [ops.reshape(ops.cast(ids, dtype), (-1,)) for ids in leaves]
         )
+        if symbolic:
+            vectors = ops.zeros((ops.shape(ids)[0], self.output_dim))
+        else:
+            vectors = engine(__package__).lookup(self.embeddings, ids)
+            if training:
+                vectors, zero = backend.custom_gradient(_unscaled)(vectors)
+                self.add_loss(zero)  # its gradient is the scale of the loss
         vectors = ops.cast(vectors, self.compute_dtype)
-        if training:
-            # Its gradient is the scale of the loss.
-            self.add_loss(zero)
-        results, start = [], 0
+        results, end = [], 0
         for ids in leaves:
             shape = ops.shape(ids)
-            end = start + math.prod(shape)
+            start, end = end, end + math.prod(shape)
             own = vectors if len(leaves) == 1 else vectors[start:end]
             results.append(ops.reshape(own, (*shape, self.output_dim)))
-            start = end
         return tree.pack_sequence_as(inputs, results)
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> Any:
@@ -208,9 +187,7 @@ class SparseEmbedding(keras.layers.Layer):
             return None
         return tree.map_structure(lambda ids: ops.not_equal(ids, 0), inputs)
 
-    def compute_output_spec(
-        self, inputs: Any, training: bool | None = None
-    ) -> Any:
+    def compute_output_spec(self, inputs: Any, **kwargs: Any) -> Any:
         """Returns the symbolic vectors."""
 
         def vectors(ids: keras.KerasTensor) -> keras.KerasTensor:
@@ -240,6 +217,17 @@ class SparseEmbedding(keras.layers.Layer):
         """Returns the layer, with a new learning rate variable."""
         rate = keras_private.variable_from_config(config["learning_rate"])
         return cls(**{**config, "learning_rate": rate})
+
+
+def _unscaled(vectors: Tensor) -> tuple[tuple[Tensor, Tensor], Callable]:
+    """Returns the vectors, whose gradient is not scaled, and a zero."""
+
+    def gradient(*upstream: Tensor) -> list[Tensor]:
+        d_vectors, scale = tree.flatten(upstream)
+        scale = scale * replicas.count()  # by which Keras divides each loss
+        return [d_vectors / ops.where(scale == 0.0, 1.0, scale)]
+
+    return (ops.copy(vectors), ops.zeros((), vectors.dtype)), gradient
 
 
 def _check_ids(ids: Any) -> None:

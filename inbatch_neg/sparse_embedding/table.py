@@ -1,19 +1,18 @@
-"""The table of a `SparseEmbedding`, and the state of its updates."""
+"""The table of a `SparseEmbedding`, and the state of its updates.
 
-import importlib
-import math
-import warnings
-from typing import Any
+The file of each backend has `Table`, which a step of an optimizer updates, the
+kind of its `Accumulators`, and `lookup(table, ids)`.
+"""
+
+from typing import Any, NoReturn
 
 import keras
 from keras import ops
 
 from inbatch_neg import keras_private
-from inbatch_neg.backends import backend
+from inbatch_neg.arguments import check_positive_number, check_rank
+from inbatch_neg.backends import engine
 from inbatch_neg.types import Tensor
-
-# From this many numbers on, a copy of a table is worth a warning: 64 MB.
-LARGE_TABLE = 2**24
 
 
 class RowwiseAdagrad(keras.layers.Layer):
@@ -23,34 +22,37 @@ class RowwiseAdagrad(keras.layers.Layer):
     of `keras.layers.Embedding`.
 
     Args:
-        rows: The number of rows.
-        learning_rate: Number, or scalar `keras.Variable`.
+        learning_rate: Number above 0, or scalar `keras.Variable`.
         initial_accumulator: What the accumulators start with.
         epsilon: Is added to their square roots.
     """
 
     def __init__(
         self,
-        rows: int,
         learning_rate: float | keras.Variable,
         initial_accumulator: float,
         epsilon: float,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.rows = rows
+        if isinstance(learning_rate, keras.Variable):
+            check_rank("learning_rate", learning_rate, 0, "()")
+        else:
+            check_positive_number("learning_rate", learning_rate)
         self.learning_rate = learning_rate
-        self.initial_accumulator = initial_accumulator
-        self.epsilon = epsilon
+        self.initial_accumulator = check_positive_number(
+            "initial_accumulator", initial_accumulator
+        )
+        self.epsilon = check_positive_number("epsilon", epsilon)
 
-    def build(self, input_shape: Any = None) -> None:
-        """Creates the accumulators."""
+    def build(self, input_shape: tuple[int]) -> None:
+        """Creates the accumulators, in this shape."""
         # A plain variable is assigned by the table. Another kind is assigned by
         # the optimizer, which has to know it.
-        kind = engine().Accumulators
+        kind = engine(__package__).Accumulators
         self.accumulators = kind(
             keras.initializers.Constant(self.initial_accumulator),
-            shape=(self.rows,),
+            shape=input_shape,
             # A sum of many small squares.
             dtype=keras.backend.result_type(self.variable_dtype, "float32"),
             trainable=self.trainable and kind is not keras.Variable,
@@ -79,7 +81,6 @@ class Table(keras.Variable):
 
     def __init__(self, adagrad: RowwiseAdagrad, **kwargs: Any) -> None:
         self.adagrad = adagrad
-        self._has_warned = False
         super().__init__(autocast=False, **kwargs)
 
     @property
@@ -96,40 +97,39 @@ class Table(keras.Variable):
     @keras_private.restore_model_state
     def check_optimizer(self, optimizer: Any) -> None:
         """Refuses an optimizer whose options do not reach the table."""
-        _refuse_options(optimizer, self)
-
-    def refuse_dense(self, gradient: Any) -> None:
-        """Refuses a gradient of all rows, which would replace them."""
-        if keras_private.calling_optimizer() is None:
-            return
-        with keras_private.restore_model_state:
+        for name in _OPTIONS:
+            value = getattr(optimizer, name, None)
+            if value:
+                raise ValueError(
+                    f"`{name}` of the optimizer does not reach a "
+                    "`SparseEmbedding`, which updates its own rows. Fix: leave "
+                    "it out, or use `keras.layers.Embedding`. Received: "
+                    f"{name}={value!r}"
+                )
+        if keras_private.decays(optimizer, self):
             raise ValueError(
-                f"{DENSE} Received: a gradient of shape "
-                f"{tuple(gradient.shape)} for {self.path!r}"
+                "`weight_decay` of the optimizer does not reach a "
+                "`SparseEmbedding`. Fix: before training, call `optimizer."
+                "exclude_from_weight_decay(var_names=['embeddings'])`. "
+                f"Received: weight_decay={optimizer.weight_decay!r}"
+            )
+        if keras_private.scales_overwritten():
+            raise ValueError(
+                "`LossScaleOptimizer` of this version of Keras scales what "
+                "replaces a `SparseEmbedding`. Fix: update Keras, or train in "
+                f"float32 or bfloat16. Received: keras {keras.__version__}"
             )
 
-    def warn_of_copy(self, cause: str) -> None:
-        """Warns once, of a large table."""
-        if math.prod(self.shape) < LARGE_TABLE or self._has_warned:
-            return
-        self._has_warned = True
-        warnings.warn(
-            f"{cause} copies the whole table {self.path!r} in every step. "
-            "Fix: train in float32 or bfloat16, by `fit` with `jit_compile`.",
-            stacklevel=2,
+    @keras_private.restore_model_state
+    def refuse_dense(self, gradient: Tensor) -> NoReturn:
+        """Refuses a gradient of all rows, which would replace them."""
+        raise ValueError(
+            "`SparseEmbedding.embeddings` has a gradient only through the "
+            "layer's own call. Fix: look all rows up by their ids, or use "
+            "`keras.layers.Embedding`, whose table other layers and losses can "
+            f"read. Received: a gradient of shape {tuple(gradient.shape)} for "
+            f"{self.path!r}"
         )
-
-
-DENSE = (
-    "`SparseEmbedding.embeddings` has a gradient only through the layer's own "
-    "call. Fix: look all rows up by their ids, or use "
-    "`keras.layers.Embedding`, whose table other layers and losses can read."
-)
-
-
-def engine() -> Any:
-    """Returns the module of the backend."""
-    return importlib.import_module(f"{__package__}.{backend.name}")
 
 
 _OPTIONS = (
@@ -139,28 +139,3 @@ _OPTIONS = (
     "use_ema",
     "gradient_accumulation_steps",
 )
-
-
-def _refuse_options(optimizer: Any, table: keras.Variable) -> None:
-    for name in _OPTIONS:
-        value = getattr(optimizer, name, None)
-        if value:
-            raise ValueError(
-                f"`{name}` of the optimizer does not reach a "
-                "`SparseEmbedding`, which updates its own rows. Fix: leave it "
-                f"out, or use `keras.layers.Embedding`. Received: {name}="
-                f"{value!r}"
-            )
-    if keras_private.decays(optimizer, table):
-        raise ValueError(
-            "`weight_decay` of the optimizer does not reach a "
-            "`SparseEmbedding`. Fix: before training, call `optimizer."
-            "exclude_from_weight_decay(var_names=['embeddings'])`. Received: "
-            f"weight_decay={optimizer.weight_decay!r}"
-        )
-    if keras_private.scales_overwritten():
-        raise ValueError(
-            "`LossScaleOptimizer` of this version of Keras scales what "
-            "replaces a `SparseEmbedding`. Fix: update Keras, or train in "
-            f"float32 or bfloat16. Received: keras {keras.__version__}"
-        )

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from inbatch_neg import keras_private
 from inbatch_neg.replicas.current import replicas
 from inbatch_neg.sparse_embedding import table
 from inbatch_neg.types import Tensor
@@ -22,7 +23,8 @@ class Table(table.Table):
             return value
         if value is None:  # no gradient, in Keras 3.5
             return value
-        self.refuse_dense(value)
+        if keras_private.calling_optimizer() is not None:
+            self.refuse_dense(value)
         return super().assign(value)
 
     def _update(self, ids: Tensor, gradients: Tensor) -> None:
@@ -59,16 +61,6 @@ class Table(table.Table):
         )
 
 
-def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the vectors of (N,) ids, and a zero for the loss."""
-    return _unscaled(tf.gather(weight.value, ids))
-
-
-@tf.custom_gradient
-def _unscaled(vectors: Tensor) -> Any:
-    def gradient(d_vectors: Tensor, d_zero: Tensor) -> Tensor:
-        # Keras divides each loss by the number of replicas.
-        scale = d_zero * replicas.count()
-        return d_vectors / tf.where(scale == 0.0, 1.0, scale)
-
-    return (tf.identity(vectors), tf.zeros((), vectors.dtype)), gradient
+def lookup(weight: Table, ids: Tensor) -> Tensor:
+    """Returns the vectors of (N,) ids."""
+    return tf.gather(weight.value, ids)

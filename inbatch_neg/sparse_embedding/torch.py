@@ -24,7 +24,8 @@ class Table(table.Table):
         if isinstance(value, torch.Tensor) and value.is_sparse:
             self.update(value)
             return value
-        self.refuse_dense(value)
+        if keras_private.calling_optimizer() is not None:
+            self.refuse_dense(value)
         return super().assign(value)
 
     @torch.no_grad()
@@ -41,8 +42,8 @@ class Table(table.Table):
 
 
 @torch.compiler.disable  # the compiler has no sparse gradients
-def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the vectors of (N,) ids, and a zero for the loss."""
+def lookup(weight: Table, ids: Tensor) -> Tensor:
+    """Returns the vectors of (N,) ids."""
     value = weight.value
     if value.requires_grad and torch.is_grad_enabled():
         if keras_private.scales_loss(keras_private.training_optimizer()):
@@ -58,18 +59,7 @@ def lookup(weight: Table, ids: Tensor) -> tuple[Tensor, Tensor]:
                 f"{replicas.count()} processes"
             )
         _TABLES[id(value)] = weight
-    vectors = torch.nn.functional.embedding(ids, value, sparse=True)
-    return _Unscaled.apply(vectors)
-
-
-class _Unscaled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        return vectors.clone(), vectors.new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, d_vectors: Tensor, d_zero: Tensor) -> Tensor:
-        return d_vectors / torch.where(d_zero == 0.0, 1.0, d_zero)
+    return torch.nn.functional.embedding(ids, value, sparse=True)
 
 
 # By the id of the parameter.
@@ -81,26 +71,24 @@ def _before_step(optimizer: Any, args: Any, kwargs: Any) -> None:
 
     They would take another step by the sparse gradient, or refuse it.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            weight = _TABLES.get(id(parameter))
-            if weight is None or weight.value is not parameter:
-                continue
-            if any(x is not None for x in (*args[1:], *kwargs.values())):
-                raise ValueError(
-                    "`closure` cannot be used with a `SparseEmbedding`. Fix: "
-                    "call `loss.backward()`, then `optimizer.step()`. "
-                    "Received: a step with a closure"
-                )
-            gradient = parameter.grad
-            if gradient is not None and not gradient.is_sparse:
-                raise ValueError(
-                    f"{table.DENSE} Received: a dense gradient of "
-                    f"{weight.path!r}"
-                )
-            if gradient is not None:
-                weight.update(gradient)
-                parameter.grad = None
+    groups = optimizer.param_groups
+    for parameter in (x for group in groups for x in group["params"]):
+        weight = _TABLES.get(id(parameter))
+        if weight is None or weight.value is not parameter:
+            continue
+        if any(x is not None for x in (*args[1:], *kwargs.values())):
+            raise ValueError(
+                "`closure` cannot be used with a `SparseEmbedding`. Fix: call "
+                "`loss.backward()`, then `optimizer.step()`. Received: a step "
+                "with a closure"
+            )
+        gradient = parameter.grad
+        if gradient is None:
+            continue
+        if not gradient.is_sparse:
+            weight.refuse_dense(gradient)
+        weight.update(gradient)
+        parameter.grad = None
 
 
 register_optimizer_step_pre_hook(_before_step)

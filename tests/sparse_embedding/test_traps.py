@@ -232,9 +232,9 @@ def test_an_outer_policy_does_not_round_the_table():
 @pytest.mark.backends("jax")
 @pytest.mark.parametrize("cause", ["not compiled", "LossScaleOptimizer"])
 def test_a_copy_of_a_large_table(cause, monkeypatch):
-    from inbatch_neg.sparse_embedding import table
+    from inbatch_neg.sparse_embedding import jax
 
-    monkeypatch.setattr(table, "LARGE_TABLE", 1)
+    monkeypatch.setattr(jax, "LARGE_TABLE", 1)
     model, _ = exact.model_of()
     if cause == "not compiled":
         arguments = {"run_eagerly": True}
