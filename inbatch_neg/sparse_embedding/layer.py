@@ -183,16 +183,19 @@ class SparseEmbedding(keras.layers.Layer):
                 for ids in leaves
             ]
             return tree.pack_sequence_as(inputs, results)
-        # All in one lookup, since JAX cannot add up two.
-        dtype = keras.backend.result_type(*(ids.dtype for ids in leaves))
+        # All in one lookup, since JAX cannot add up two. Narrow integers may
+        # not hold the number of rows.
+        dtypes = {keras.backend.standardize_dtype(x.dtype) for x in leaves}
+        is_wide = dtypes & {"uint32", "int64", "uint64"}
+        dtype = backend.widest_integer() if is_wide else "int32"
         flat = [ops.reshape(ops.cast(ids, dtype), (-1,)) for ids in leaves]
         vectors, zero = table.engine().lookup(
             self._embeddings, ops.concatenate(flat)
         )
         vectors = ops.cast(vectors, self.compute_dtype)
         if training:
-            # Its gradient is the scale of the loss.
-            self.add_loss(zero)
+            # Its gradient is the scale of the loss, whose dtype it needs.
+            self.add_loss(ops.cast(zero, keras.config.floatx()))
         results, start = [], 0
         for ids in leaves:
             shape = ops.shape(ids)

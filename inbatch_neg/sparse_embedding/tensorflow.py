@@ -69,6 +69,6 @@ def _unscaled(vectors: Tensor) -> Any:
     def gradient(d_vectors: Tensor, d_zero: Tensor) -> Tensor:
         # Keras divides each loss by the number of replicas.
         scale = d_zero * replicas.count()
-        return d_vectors / tf.where(scale == 0.0, 1.0, scale)
+        return d_vectors / tf.where(scale == 0.0, tf.ones_like(scale), scale)
 
     return (tf.identity(vectors), tf.zeros((), vectors.dtype)), gradient
