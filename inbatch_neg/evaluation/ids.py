@@ -51,11 +51,11 @@ def parse(name: str, value: Any) -> IdLists:
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
     if _is_nested(value):
-        for row, one in enumerate(value):
+        for place, one in enumerate(value):
             if one is None or (isinstance(one, float) and np.isnan(one)):
                 raise ValueError(
                     f"`{name}` must have a list for every query, [] for one "
-                    f"without ids. Received: {one} for query {row}"
+                    f"without ids. Received: {one} for query {place}"
                 )
         lists = [_array(one).reshape(-1) for one in value]
         row = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
