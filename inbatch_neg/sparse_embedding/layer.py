@@ -43,8 +43,8 @@ class SparseEmbedding(keras.layers.Layer):
         embeddings_initializer: Initializer of the table. Defaults to
             `"uniform"`.
         learning_rate: Number above 0, or a scalar `keras.Variable` that does
-            not train, which can be set between steps. Choose it by
-            validation. Defaults to 0.05.
+            not train, which can be set between steps, in `fit` on JAX between
+            epochs. Choose it by validation. Defaults to 0.05.
         initial_accumulator: Number above 0 that each accumulator starts with.
             Defaults to 0.1.
         epsilon: Number above 0. Defaults to 1e-7.
