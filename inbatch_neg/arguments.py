@@ -87,6 +87,9 @@ def to_tensor(name: str, value: Any) -> Tensor:
     if value is None:
         return None
     refuse_keras_2(name, value)
+    if isinstance(value, keras.Variable):
+        # On TensorFlow, `convert_to_tensor` leaves it as it is.
+        return keras.ops.cast(value, value.dtype)
     try:
         return keras.ops.convert_to_tensor(value)
     except (TypeError, ValueError) as error:

@@ -56,8 +56,9 @@ def check_vectors(
     if several and _has_vectors(query) and _has_vectors(candidate):
         raise ValueError(
             "`query` and `candidate` must not both have rank 3: n-tuples of "
-            "candidates need one vector per query. Fix for positions of "
-            "sequences: flatten both with `inbatch_neg.ops.positions`. "
+            "candidates need one vector per query. Fix: flatten sequences "
+            "with `inbatch_neg.ops.positions`, and n-tuples to rows, the "
+            "positives first. "
             f"Received: {_shapes(query, candidate)}"
         )
     for name, tensor in (("query", query), ("candidate", candidate)):

@@ -305,10 +305,10 @@ def test_string_ids():
             ops.in_batch_softmax_loss(**batch, candidate_ids=ids)
 
 
-def test_inputs_may_be_lists():
-    loss = ops.in_batch_softmax_loss(
-        [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]
-    )
+@pytest.mark.parametrize("form", [list, keras.Variable])
+def test_inputs_may_be(form):
+    vectors = form([[1.0, 0.0], [0.0, 1.0]])
+    loss = ops.in_batch_softmax_loss(vectors, vectors)
     np.testing.assert_allclose(
         helpers.to_numpy(loss), [np.log1p(np.exp(-1))] * 2, rtol=1e-6
     )

@@ -78,6 +78,8 @@ def _checked(array: np.ndarray, name: str) -> np.ndarray:
     is_float &= array.dtype.itemsize <= 8
     if kind not in "biuOSU" and not is_float:
         _refuse(name, f"{array.dtype} values", _ENCODE)
+    if not array.dtype.isnative:  # such as big-endian, in files
+        array = array.astype(array.dtype.newbyteorder("="))
     return array
 
 

@@ -120,7 +120,11 @@ def rows(model: keras.Model | None, features: Any) -> int | None:
         one = features[0] if features else 0
         return len(features) if np.ndim(one) < 2 else None
     columns = leaves(as_nest(features))
-    return len(columns[0]) if columns and np.ndim(columns[0]) else None
+    if not columns or not np.ndim(columns[0]):
+        return None
+    # A `keras.Variable` has no length.
+    first = columns[0]
+    return first.shape[0] if hasattr(first, "shape") else len(first)
 
 
 def _is_array(value: Any) -> bool:

@@ -51,6 +51,12 @@ def parse(name: str, value: Any) -> IdLists:
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
     if _is_nested(value):
+        for place, one in enumerate(value):
+            if one is None or (isinstance(one, float) and np.isnan(one)):
+                raise ValueError(
+                    f"`{name}` must have a list for every query, [] for one "
+                    f"without ids. Received: {one} for query {place}"
+                )
         lists = [to_numpy(one).reshape(-1) for one in value]
         row = np.repeat(np.arange(len(lists)), [len(one) for one in lists])
         filled = [one for one in lists if len(one)]
@@ -59,9 +65,24 @@ def parse(name: str, value: Any) -> IdLists:
     array = to_numpy(value)
     if array.ndim not in (1, 2):
         _refuse_form(name, array)
+    if array.ndim == 2 and array.shape[1] > 2 and _is_indicator(array):
+        raise ValueError(
+            f"`{name}` must hold ids, not zeros and ones of all candidates. "
+            f"Fix: `scipy.sparse.csr_matrix({name})`. Received: {name}.shape="
+            f"{array.shape}"
+        )
     rows, length = len(array), array.size // max(len(array), 1)
     row = np.repeat(np.arange(rows), length)
     return IdLists(row, as_ids(name, array.reshape(-1)), rows)
+
+
+def _is_indicator(array: Array) -> bool:
+    """Returns whether rows of ids would hold 0 or 1 more than once."""
+    if array.dtype.kind == "b":
+        return True
+    return array.dtype.kind in "iuf" and bool(
+        np.all((array == 0) | (array == 1)) and np.any(array == 1)
+    )
 
 
 def _refuse_form(name: str, value: Any) -> NoReturn:

@@ -46,8 +46,8 @@ class SparseEmbedding(keras.layers.Layer):
         embeddings_initializer: Initializer of the table. Defaults to
             `"uniform"`.
         learning_rate: Number above 0, or a scalar `keras.Variable` that does
-            not train, which can be set between steps. Choose it by
-            validation. Defaults to 0.05.
+            not train, which can be set between steps, in `fit` on JAX between
+            epochs. Choose it by validation. Defaults to 0.05.
         initial_accumulator: Number above 0 that each accumulator starts with.
             Defaults to 0.1.
         epsilon: Number above 0. Defaults to 1e-7.
@@ -160,8 +160,11 @@ class SparseEmbedding(keras.layers.Layer):
         if not (symbolic and replicas.averages_shapes_of_symbolic_calls()):
             tree.map_structure(_check_ids, inputs)
         leaves = [ops.convert_to_tensor(ids) for ids in tree.flatten(inputs)]
-        # All in one lookup, since JAX cannot add up two.
-        dtype = keras.backend.result_type(*(ids.dtype for ids in leaves))
+        # All in one lookup, since JAX cannot add up two. Narrow integers may
+        # not hold the number of rows.
+        dtypes = {keras.backend.standardize_dtype(ids.dtype) for ids in leaves}
+        is_wide = dtypes & {"uint32", "int64", "uint64"}
+        dtype = backend.widest_integer() if is_wide else "int32"
         ids = ops.concatenate(
             [ops.reshape(ops.cast(ids, dtype), (-1,)) for ids in leaves]
         )
@@ -171,7 +174,8 @@ class SparseEmbedding(keras.layers.Layer):
             vectors = engine(__package__).lookup(self.embeddings, ids)
             if training:
                 vectors, zero = backend.custom_gradient(_unscaled)(vectors)
-                self.add_loss(zero)  # its gradient is the scale of the loss
+                # Its gradient is the scale of the loss, whose dtype it needs.
+                self.add_loss(ops.cast(zero, keras.config.floatx()))
         vectors = ops.cast(vectors, self.compute_dtype)
         results, end = [], 0
         for ids in leaves:

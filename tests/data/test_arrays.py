@@ -22,6 +22,7 @@ ONE_COLUMN = {
     "list": NUMBERS.tolist(),
     "series": pandas.Series(NUMBERS, index=NUMBERS[::-1]),
     "Int64": pandas.Series(NUMBERS, dtype="Int64"),
+    "big-endian": NUMBERS.astype(">i8"),
     "objects": np.array(NUMBERS.tolist(), object),
     "keras": keras.ops.arange(10),
 }
@@ -34,7 +35,7 @@ def test_one_column(kind):
     batches = epoch(dataset)
     np.testing.assert_array_equal(batches, [[0, 1, 2, 3], [4, 5, 6, 7]])
     np.testing.assert_array_equal(epoch(dataset), batches)  # every epoch
-    assert batches[0].dtype.kind == "i"
+    assert batches[0].dtype.kind == "i" and batches[0].dtype.isnative
 
 
 def test_the_kind_of_result():

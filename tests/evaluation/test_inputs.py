@@ -154,6 +154,7 @@ VECTOR_FORMS = {
     "polars": polars.DataFrame,
     "arrow": pyarrow.table,
     "tf.data": lambda columns: batched(VECTORS),
+    "variable": lambda columns: keras.Variable(VECTORS),
     "list of vectors": lambda columns: list(VECTORS),
     "list of batches": lambda columns: [VECTORS[:7], VECTORS[7:]],
 }

@@ -104,6 +104,32 @@ def test_equals_the_loops(way, epsilon):
     assert_as_expected(layer, before, steps, epsilon)
 
 
+@pytest.mark.backends("tensorflow")
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-6), ("bfloat16", 5e-3)]
+)
+def test_another_dtype_than_that_of_the_loss(dtype, tolerance):
+    model, layer = model_of(dtype=dtype)
+    before = state(layer)["embeddings"]
+    fit(model, 1)
+    table, _ = expected(before, 1, 1e-7)
+    found = state(layer)["embeddings"].astype("float64")
+    assert np.abs(found - table).max() < tolerance * np.abs(table).max()
+
+
+@pytest.mark.parametrize("rows", [300, 70_000])  # beyond 8 and 16 bits
+def test_ids_of_few_bits(rows):
+    layer = inbatch_neg.SparseEmbedding(rows, 1, "uniform")
+    layer.build()
+    ids = np.array([0, 44, 127])
+    table = to_numpy(layer.embeddings)
+    dtypes = ["int8", "uint8", "int16", "int32", "int64"]
+    alone = [layer(ids.astype(dtype)) for dtype in dtypes]
+    together = layer({dtype: ids.astype(dtype) for dtype in dtypes})
+    for vectors in (*alone, *together.values()):
+        np.testing.assert_array_equal(to_numpy(vectors), table[ids])
+
+
 @pytest.mark.backends("jax")
 def test_a_gradient_that_was_compiled_before():
     import jax
