@@ -5,6 +5,7 @@ with a reason. Any other skip fails the run: a test that vanishes by itself,
 because a package is missing for example, would go unnoticed.
 """
 
+import gc
 import importlib.util
 import os
 import warnings
@@ -77,6 +78,14 @@ def each_path(request, monkeypatch):
     else:
         internals.refuse_chunks(monkeypatch)
     return request.param
+
+
+def pytest_collection_finish():
+    """Lets Python no longer look for garbage in what has been imported."""
+    gc.collect()
+    gc.freeze()
+    # Models are cycles of many objects: seldom collected, they are few, too.
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -18,6 +18,9 @@ RULES = (
     "sample_weight",
 )
 ALONE = [(), *[(name,) for name in RULES], RULES]
+# With some of the others, and without them: what combines the rules is tested
+# by each one alone.
+HALVES = [(), RULES[::2], RULES[1::2], RULES]
 
 
 def to_numpy(tensor):

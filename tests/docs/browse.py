@@ -2,11 +2,11 @@
 
     python tests/docs/browse.py site [--screenshots FOLDER]
 
-At the width of a desktop, light, and of a phone, dark: no error in the console,
-no link to this site or to a file of ours without a target, nothing wider than
-the window, and no request to another site. Then the search finds what people
-type, the page of a layer begins with `call`, and the copy button leaves out the
-prompts of an example.
+No error in the console, no link to this site or to a file of ours without a
+target, no request to another site, and nothing wider than the window, at the
+width of a desktop, light, and of a phone, dark. Then the search finds what
+people type, the page of a layer begins with `call`, and the copy button leaves
+out the prompts of an example.
 
 Needs `playwright`, and Chromium or Chrome on the path. Without a browser it
 says so and ends well, unless `CI_HAS_CHROMIUM` is set.
@@ -28,15 +28,10 @@ from playwright import sync_api
 ROOT = pathlib.Path(__file__).parents[2]
 SOURCES = "inbatch_neg/inbatch_neg/blob/main/"
 LAYER = "inbatch_neg.InBatchNegativeSoftmax"
+# The window, and the scheme of Material.
 DEVICES = {
-    "desktop": {
-        "viewport": {"width": 1280, "height": 900},
-        "color_scheme": "light",
-    },
-    "phone": {
-        "viewport": {"width": 390, "height": 844},
-        "color_scheme": "dark",
-    },
+    "desktop": ({"width": 1280, "height": 900}, "default"),
+    "phone": ({"width": 390, "height": 844}, "slate"),
 }
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -74,6 +69,7 @@ OVERFLOW = """() => {
   }
   return wide.map(one => one.replace(/\\s+/g, " ").slice(0, 80))
 }"""
+SCHEME = "name => document.body.setAttribute('data-md-color-scheme', name)"
 LINKS = "() => [...document.querySelectorAll('a[href]')].map(a => a.href)"
 IDS = "() => [...document.querySelectorAll('[id]')].map(one => one.id)"
 ANSWERS = """() => [...document.querySelectorAll(".md-search-result__link")]
@@ -130,18 +126,24 @@ def open_page(context, home, path, problems):
     return page
 
 
-def look(context, home, path, device, problems, screenshots):
-    """Looks at a page on a device; returns its links and its anchors."""
+def look(context, home, path, problems, screenshots):
+    """Looks at a page on each device; returns its links and its anchors.
+
+    It is loaded once, which takes most of the time.
+    """
     page = open_page(context, home, path, problems)
     for image in page.evaluate(IMAGES):
         if image:
             problems.append(f"{path}: no picture: {image}")
-    for wide in page.evaluate(OVERFLOW):
-        problems.append(f"{path} ({device}): too wide: {wide}")
-    if screenshots:
-        name = path.strip("/").replace("/", "_") or "home"
-        target = screenshots / f"{name}-{device}.png"
-        page.screenshot(path=target, full_page=True)
+    for device, (window, scheme) in DEVICES.items():
+        page.set_viewport_size(window)
+        page.evaluate(SCHEME, scheme)
+        for wide in page.evaluate(OVERFLOW):
+            problems.append(f"{path} ({device}): too wide: {wide}")
+        if screenshots:
+            name = path.strip("/").replace("/", "_") or "home"
+            target = screenshots / f"{name}-{device}.png"
+            page.screenshot(path=target, full_page=True)
     found = page.evaluate(LINKS), page.evaluate(IDS)
     page.close()
     return found
@@ -219,14 +221,13 @@ def browse(site, executable, screenshots=None):
         browser = playwright.chromium.launch(
             executable_path=executable, args=["--no-sandbox"]
         )
-        for device, settings in DEVICES.items():
-            context = browser.new_context(**settings)
-            for path in paths:
-                links[path], ids[path] = look(
-                    context, home, path, device, problems, screenshots
-                )
-            context.close()
-        context = browser.new_context(**DEVICES["desktop"])
+        context = browser.new_context(
+            viewport=DEVICES["desktop"][0], color_scheme="light"
+        )
+        for path in paths:
+            links[path], ids[path] = look(
+                context, home, path, problems, screenshots
+            )
         search(context, home, problems)
         copy(context, home, problems)
         browser.close()

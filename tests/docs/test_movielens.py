@@ -72,6 +72,17 @@ def test_a_recipe_learns_the_two_groups(movielens, data, folder, name):
     assert movielens.popularity(split).recall < 0.7
 
 
+@pytest.fixture
+def eagerly(monkeypatch):
+    """Models train eagerly: to trace one takes longer than a few steps."""
+    compile_ = keras.Model.compile
+
+    def compile_eagerly(model, *args, **kwargs):
+        compile_(model, *args, **{**kwargs, "run_eagerly": True})
+
+    monkeypatch.setattr(keras.Model, "compile", compile_eagerly)
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -83,7 +94,7 @@ def test_a_recipe_learns_the_two_groups(movielens, data, folder, name):
         "two_vectors",
     ],
 )
-def test_the_other_recipes_train(movielens, data, folder, name):
+def test_the_other_recipes_train(eagerly, movielens, data, folder, name):
     split = data.split_last_two(data.load_ratings(folder))
     # The hardest 100 must be fewer than the batch.
     result = movielens.train(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import inbatch_neg
+from tests.evaluation import on_devices
 from tests.helpers import BACKEND
 from tests.replicas import launch
 
@@ -26,7 +27,9 @@ def evaluated(folder, kind, devices):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return evaluated(tmp_path_factory.mktemp("alone"), "none", 1)
+    file = tmp_path_factory.mktemp("alone") / "none.npz"
+    on_devices.main(file, "none")
+    return file
 
 
 @pytest.mark.backends("jax")

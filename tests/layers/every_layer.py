@@ -138,8 +138,10 @@ def values_of(model):
     The outputs before that step are the same on all backends, except those
     for which negatives are drawn.
     """
-    if BACKEND == "jax":  # would compile each operation of an eager step
-        model.jit_compile = True
+    # Of each function, there are two calls. JAX would compile each operation
+    # of an eager one.
+    model.jit_compile = BACKEND == "jax"
+    model.run_eagerly = BACKEND == "tensorflow"
     before, state = outputs_of(model), numbers_in(model)
     train(model, 1)
     after, trained = outputs_of(model), numbers_in(model)

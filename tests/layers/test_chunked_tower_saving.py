@@ -156,8 +156,7 @@ def test_weights_of_the_whole_model_as_a_file(model, tmp_path):
 def test_exported(whole, tmp_path):
     import tensorflow as tf
 
-    encoder = towers.encoder if whole else towers.light_encoder
-    model = functional(ChunkedTower(encoder(dropout=0.3), 4))
+    model = functional(ChunkedTower(towers.light_encoder(dropout=0.3), 4))
     tower = chunked_of(model).tower
     # A signature of TensorFlow cannot return nested outputs.
     exported = (
@@ -194,7 +193,8 @@ def test_saved_in_the_middle_of_training(tmp_path):
     model = keras.Model(
         {v.name: v for v in [*query.values(), *item.values()]}, losses
     )
-    model.compile("adam", loss=inbatch_neg.InBatchNegativeLoss())
+    loss = inbatch_neg.InBatchNegativeLoss()
+    model.compile("adam", loss=loss, **towers.TRAINS)
     rows = {
         f"{side}_{name}": values
         for seed, side in enumerate(("query", "item"))

@@ -9,6 +9,11 @@ from tests.helpers import BACKEND, to_numpy
 
 WORDS, LENGTH, WIDTH = 11, 5, 4
 
+# How the oracle runs, the tower that is not in chunks: what it gives does not
+# depend on it, and TensorFlow would trace it longer than it runs.
+ORACLE = "eager" if BACKEND == "tensorflow" else "compiled"
+TRAINS = {"run_eagerly": BACKEND == "tensorflow"}
+
 
 def rows_of(rows, seed=0):
     """Returns inputs of `encoder`: padded ids and floats."""

@@ -17,8 +17,8 @@ from inbatch_neg.softmax.batch import CANDIDATE_FIELDS
 from inbatch_neg.softmax.log_q_and_masks import cross_entropy_with_first
 from tests import helpers, internals, oracle
 from tests.helpers import (
-    ALONE,
     BACKEND,
+    HALVES,
     RULES,
     assert_close,
     to_numpy,
@@ -59,7 +59,7 @@ def check(function, tuples, flat, upstream, **options):
 
 
 @pytest.mark.parametrize(
-    "chunked, names", [(False, RULES), *[(True, names) for names in ALONE]]
+    "chunked, names", [(False, RULES), *[(True, names) for names in HALVES]]
 )
 def test_each_rule(monkeypatch, chunked, names):
     if chunked:

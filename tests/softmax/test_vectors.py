@@ -13,8 +13,8 @@ from inbatch_neg import (
 from inbatch_neg.softmax.log_q_and_masks import cross_entropy_with_first
 from tests import helpers, internals, oracle
 from tests.helpers import (
-    ALONE,
     BACKEND,
+    HALVES,
     RULES,
     assert_close,
     check_loss,
@@ -48,7 +48,7 @@ def test_the_case_of_tensorflow_recommenders():
 
 @pytest.mark.parametrize(
     "candidates, names",
-    [(11, ()), (11, RULES), *[(14, names) for names in ALONE]],
+    [(11, ()), (11, RULES), *[(14, names) for names in HALVES]],
 )
 def test_each_rule_over_several_chunks(monkeypatch, candidates, names):
     internals.small_chunks(monkeypatch)
