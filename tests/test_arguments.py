@@ -40,7 +40,7 @@ BATCH = [
     (
         {"query": SEVERAL, "candidate": TUPLES},
         ValueError,
-        "rank 3: n-tuples.*positions of sequences.*ops.positions",
+        "rank 3: n-tuples.*sequences.*ops.positions.*n-tuples to rows",
     ),
     (
         {"candidate": TUPLES, "candidate_ids": IDS},

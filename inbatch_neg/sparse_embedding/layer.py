@@ -128,9 +128,10 @@ class SparseEmbedding(keras.layers.Layer):
             initializer=self.embeddings_initializer,
             shape=(self.input_dim, self.output_dim),
             dtype=self.variable_dtype,
-            trainable=self.trainable,
             name="embeddings",
         )
+        # Not earlier, or Keras would not let it train with the layer later.
+        self.embeddings.trainable = self.trainable
         self._adagrad.build((self.input_dim,))
         self.built = True
 

@@ -55,10 +55,12 @@ class RowwiseAdagrad(keras.layers.Layer):
             shape=input_shape,
             # A sum of many small squares.
             dtype=keras.backend.result_type(self.variable_dtype, "float32"),
-            trainable=self.trainable and kind is not keras.Variable,
+            trainable=kind is not keras.Variable,
             autocast=False,
             name="accumulators",
         )
+        if not self.trainable:
+            self.accumulators.trainable = False
         self.built = True
 
     def rate(self) -> Tensor:

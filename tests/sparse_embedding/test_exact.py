@@ -18,11 +18,13 @@ TARGET = RNG.normal(size=(STEPS * BATCH, DIMENSIONS)).astype("float32")
 DATA = {"item": ITEM, "history": HISTORY}
 
 
-def model_of(nest=True, dtype=None, **arguments):
+def model_of(nest=True, dtype=None, frozen=False, **arguments):
     """Returns the model whose outputs are item + mean of the history."""
     layer = inbatch_neg.SparseEmbedding(
         ROWS, DIMENSIONS, **{"learning_rate": 0.3, **arguments}, dtype=dtype
     )
+    if frozen:
+        layer.trainable = False
     inputs = {
         "item": keras.Input((), dtype="int32", name="item"),
         "history": keras.Input((LENGTH,), dtype="int32", name="history"),

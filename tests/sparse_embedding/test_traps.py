@@ -108,6 +108,17 @@ def test_nothing_else_changes_the_table():
     assert np.any(weights_of(layer)[0] != before[0])
 
 
+@pytest.mark.parametrize("way", [{"trainable": False}, {"frozen": True}])
+def test_frozen_from_the_start(way):
+    model, layer = exact.model_of(epsilon=0.1, **way)
+    before = weights_of(layer)
+    exact.fit(model, 1)
+    assert_all_equal(weights_of(layer), before)
+    layer.trainable = True
+    exact.fit(model, 2)
+    exact.assert_as_expected(layer, before[0], 2, 0.1)
+
+
 @pytest.mark.parametrize("jit_compile", [True, False])
 @pytest.mark.backends("tensorflow")
 def test_data_of_unknown_length(jit_compile):
