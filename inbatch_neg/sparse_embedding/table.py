@@ -59,8 +59,7 @@ class RowwiseAdagrad(keras.layers.Layer):
             autocast=False,
             name="accumulators",
         )
-        if not self.trainable:
-            self.accumulators.trainable = False
+        self.accumulators.trainable &= self.trainable
         self.built = True
 
     def rate(self) -> Tensor:
