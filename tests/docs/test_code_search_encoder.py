@@ -98,6 +98,43 @@ def test_the_command_line_fine_tunes_and_searches(
     assert "sort" in answers[0] or "column" in answers[0]
 
 
+def test_all_variants_are_compared(
+    example, weights, packages, tmp_path, capsys, monkeypatch
+):
+    variants = examples.load("code_search_variants")
+    tiny_backbone.install(monkeypatch)
+    monkeypatch.setattr(example, "LENGTHS", (10, 12))
+    monkeypatch.setattr(example, "POINTS", 1)
+    monkeypatch.setattr(variants, "FIRST", 2)
+    monkeypatch.setattr(variants, "WIDTHS", (8, 4))
+    monkeypatch.setattr(example.Search, "over", None)  # killed after the table
+    command = ["--source", str(packages), "--folder", str(tmp_path / "search")]
+    command += ["--weights", str(weights), "--plot", str(tmp_path / "mrr.png")]
+    command += ["--chunk-size", "16", "--learning-rate", "0.01", "--all"]
+    with pytest.raises(TypeError, match="NoneType"):
+        example.main([*command, "--batch-size", "4"])
+    lines = (tmp_path / "search" / "variants.jsonl").read_text().splitlines()
+    kept = {line["title"]: line for line in map(json.loads, lines)}
+    assert [title for title in kept if "BM25" not in title] == [
+        *("as it comes", "fine-tuned, B = 4", "fine-tuned, B = 4, cut to 4"),
+        *("a mined negative a row", "B = 16", "the encoder as guide"),
+        *("losses at all widths", "losses at all widths, cut to 4"),
+        *("B = 64", "LoRA of rank 8"),
+    ]
+    # 64 of the 96 pairs, in every variant.
+    for title, line in kept.items():
+        assert 0 < line["mrr"] <= 1
+        if line["steps"]:
+            batch_size = {"B = 16": 16, "B = 64": 64}.get(title, 4)
+            assert line["steps"] * batch_size == 64
+            assert line["validation"][1] != line["validation"][0]
+    assert kept["B = 64"]["learning_rate"] == pytest.approx(0.04)
+    with pytest.raises(SystemExit, match="needs 128 pairs.*96 pairs"):
+        example.main([*command, "--batch-size", "8"])
+    with pytest.raises(SystemExit, match="takes variants of mined, .*small"):
+        example.main([*command, "small", "--batch-size", "4"])
+
+
 def test_padding_does_not_change_a_vector(example):
     keras.utils.set_random_seed(0)
     encoder = example.encoder_of(tiny_backbone.Backbone())
