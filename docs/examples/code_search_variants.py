@@ -136,17 +136,18 @@ VARIANTS = {
 
 
 def equal_rows(rows, options):
-    """Returns a number of pairs that makes full batches of every size."""
+    """Returns a number of pairs that fills the batches of every size."""
     unknown = set(options.all) - set(VARIANTS)
     largest = max(v.batch for v in VARIANTS.values()) * options.batch_size
-    largest *= code_search_encoder.POINTS
     if unknown or rows < largest:
         raise SystemExit(
             f"--all takes variants of {', '.join(VARIANTS)}, and needs "
             f"{largest:,} pairs to train on, so that every batch size takes "
             f"the same pairs. Received: {options.all}, {rows:,} pairs."
         )
-    return rows - rows % largest
+    # `fine_tune` makes points of equal size.
+    several = min(code_search_encoder.POINTS, rows // largest)
+    return rows - rows % (largest * several)
 
 
 def fresh(weights, options, lora=False):

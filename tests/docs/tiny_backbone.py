@@ -14,10 +14,15 @@ class Backbone(layers.Layer):
     rank = 0  # of LoRA
 
     def build(self, shape):
-        self.table = self.add_weight(shape=(200, 8), trainable=not self.rank)
-        if self.rank:
-            self.down = self.add_weight(shape=(200, self.rank))
-            self.up = self.add_weight(shape=(self.rank, 8), initializer="zeros")
+        lora = self.rank > 0
+        self.table = self.add_weight(
+            shape=(200, 8), trainable=not lora, name="table"
+        )
+        if lora:
+            self.down = self.add_weight(shape=(200, self.rank), name="down")
+            self.up = self.add_weight(
+                shape=(self.rank, 8), initializer="zeros", name="up"
+            )
 
     def enable_lora(self, rank):
         self.rank = rank
