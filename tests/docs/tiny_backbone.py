@@ -11,12 +11,28 @@ from keras import layers
 class Backbone(layers.Layer):
     """Takes and returns what a `BertBackbone` does; its weights are random."""
 
+    rank = 0  # of LoRA
+
     def build(self, shape):
-        self.table = self.add_weight(shape=(200, 8))
+        lora = self.rank > 0
+        self.table = self.add_weight(
+            shape=(200, 8), trainable=not lora, name="table"
+        )
+        if lora:
+            self.down = self.add_weight(shape=(200, self.rank), name="down")
+            self.up = self.add_weight(
+                shape=(self.rank, 8), initializer="zeros", name="up"
+            )
+
+    def enable_lora(self, rank):
+        self.rank = rank
 
     def call(self, inputs):
         assert set(inputs) == {"token_ids", "segment_ids", "padding_mask"}
-        states = keras.ops.take(self.table, inputs["token_ids"], axis=0)
+        table = self.table
+        if self.rank:
+            table = table + self.down @ self.up
+        states = keras.ops.take(table, inputs["token_ids"], axis=0)
         return {"sequence_output": states}
 
     def compute_output_spec(self, inputs):
