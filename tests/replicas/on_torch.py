@@ -115,7 +115,7 @@ def waits(name, first, last):
         first: What process 0 does.
         last: What the last process does.
     """
-    with group(name, 8):
+    with group(name, 6):
         done = FOLDER / f"{name} ended"
         if RANK:
             last()
@@ -145,6 +145,12 @@ def full_batches(data):
 
 def count_ids(ids):
     estimate = inbatch_neg.StreamingSamplingProbability(64)
+    return estimate(ids, training=True)
+
+
+def look_up_and_count(ids):
+    estimate = inbatch_neg.StreamingSamplingProbability(64)
+    estimate(ids, training=False)  # in which no process waits
     return estimate(ids, training=True)
 
 
@@ -183,6 +189,11 @@ PARTS = {
         "unreadable input",
         lambda: count_ids(torch.arange(4)),
         lambda: refused(lambda: count_ids(None)),
+    ),
+    "unreadable in inference": lambda: waits(
+        "unreadable in inference",
+        lambda: look_up_and_count(torch.arange(4)),
+        lambda: refused(lambda: look_up_and_count(None)),
     ),
     "a layer alone": lambda: waits(
         "a layer alone", lambda: count_ids(torch.arange(4)), nothing
