@@ -154,6 +154,14 @@ class Search(code_search.Search):
 # Training.
 
 
+def softmax(query, candidate, **ids):
+    """Returns the losses (B,) of vectors."""
+    layer = inbatch_neg.InBatchNegativeSoftmax(
+        temperature=TEMPERATURE, symmetric=True
+    )
+    return layer(query, candidate, **ids)
+
+
 def build(encoder, chunk_size):
     """Returns the model from pairs to losses (B,)."""
     inputs = {
@@ -163,22 +171,21 @@ def build(encoder, chunk_size):
     # One encoder for both. A batch that is no larger than a chunk goes through
     # it at once.
     tower = inbatch_neg.ChunkedTower(encoder, chunk_size)
-    softmax = inbatch_neg.InBatchNegativeSoftmax(
-        temperature=TEMPERATURE, symmetric=True
-    )
     return keras.Model(inputs, softmax(*map(tower, inputs.values())))
 
 
-def fine_tune(title, encoder, parts, options, model=None, columns=None):
-    """Trains the encoder for one epoch; returns its `Result`.
+def fine_tune(title, encoder, model, columns, parts, options):
+    """Trains the encoder for one epoch, in a model; returns its `Result`.
 
-    Another model than that of `build`, with the columns that it takes, trains
-    the encoder in another way.
+    Args:
+        title: Of the progress bar.
+        encoder: Is evaluated on the validation part.
+        model: From `columns` to losses (B,), by the encoder.
+        columns: {name: array} of the pairs.
+        parts: {name: `Part`}.
+        options: Of the command line.
     """
     keras.utils.set_random_seed(options.seed)
-    if model is None:
-        model = build(encoder, options.chunk_size)
-        columns = parts["train"]._asdict()
     batches = inbatch_neg.full_batches(
         columns, options.batch_size, shuffle=True, seed=options.seed
     )
@@ -262,7 +269,11 @@ def compare(split, parts, backbone, options):
     results |= judged("as it comes", encoder, parts, words)
     print(f"\n{code_search.table(results)}\n")  # the training takes a while
     title = f"fine-tuned, B = {options.batch_size}"
-    training = fine_tune(title, encoder, parts, options)
+    model, columns = (
+        build(encoder, options.chunk_size),
+        parts["train"]._asdict(),
+    )
+    training = fine_tune(title, encoder, model, columns, parts, options)
     results |= judged(title, encoder, parts, words)
     results[title] = code_search.Result(*results[title][:3], *training[3:])
     return results, encoder

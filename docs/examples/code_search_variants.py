@@ -21,6 +21,7 @@ import code_search
 import code_search_encoder
 import keras
 import numpy as np
+from code_search_encoder import softmax
 from keras import ops
 
 import inbatch_neg
@@ -32,14 +33,6 @@ RANK = 8  # of LoRA
 
 
 # The losses: each takes the tower and the columns, and returns (B,).
-
-
-def softmax(query, candidate, **ids):
-    """The loss of the default training."""
-    layer = inbatch_neg.InBatchNegativeSoftmax(
-        temperature=code_search_encoder.TEMPERATURE, symmetric=True
-    )
-    return layer(query, candidate, **ids)
 
 
 def pairs(tower, x):
@@ -176,7 +169,7 @@ def train(variant, parts, weights, vectors, options):
     tower = inbatch_neg.ChunkedTower(encoder, options.chunk_size)
     model = keras.Model(inputs, variant.losses(tower, inputs))
     training = code_search_encoder.fine_tune(
-        title, encoder, parts, options, model, columns
+        title, encoder, model, columns, parts, options
     )
     return title, encoder, training
 

@@ -105,12 +105,9 @@ def test_all_variants_are_compared(
     tiny_backbone.install(monkeypatch)
     seen = {}
 
-    def fine_tune(title, encoder, parts, options, model=None, columns=None):
+    def fine_tune(title, encoder, model, columns, parts, options):
         """Runs the model once, without training."""
         size = options.batch_size
-        if model is None:
-            model = example.build(encoder, options.chunk_size)
-            columns = parts["train"]._asdict()
         losses = model({name: rows[:size] for name, rows in columns.items()})
         losses = keras.ops.convert_to_numpy(losses)
         assert losses.shape == (size,) and np.isfinite(losses).all()
