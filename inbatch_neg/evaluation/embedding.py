@@ -120,11 +120,8 @@ def rows(model: keras.Model | None, features: Any) -> int | None:
         one = features[0] if features else 0
         return len(features) if np.ndim(one) < 2 else None
     columns = leaves(as_nest(features))
-    if not columns or not np.ndim(columns[0]):
-        return None
-    # A `keras.Variable` has no length.
-    first = columns[0]
-    return first.shape[0] if hasattr(first, "shape") else len(first)
+    shape = np.shape(columns[0]) if columns else ()
+    return shape[0] if shape else None
 
 
 def _is_array(value: Any) -> bool:
