@@ -222,27 +222,8 @@ def test_the_global_generator_of_keras():
 
 
 @pytest.mark.backends("torch")
-def test_the_generator_and_the_buffers_of_torch():
-    import torch
-
-    batch = towers.rows_of(10)["x"]
-    results = []
-    for around in (towers.ByHand, towers.chunked):
-        keras.utils.set_random_seed(3)
-        norm = torch.nn.BatchNorm1d(6)
-        modules = torch.nn.Dropout(0.5), norm
-        model = around(dense(*map(layers.TorchModuleWrapper, modules)), 4)
-        model(batch)  # builds the layers behind a module
-        norm.reset_running_stats()
-        torch.manual_seed(7)
-        results.append(towers.run(model, batch))
-        results[-1]["buffers"] = [to_numpy(x) for x in norm.buffers()]
-    assert len(results[0]["buffers"]) == 3
-    assert_same(results[1], results[0])
-
-
-@pytest.mark.backends("torch")
-def test_a_layer_behind_a_module_of_torch_is_built_by_the_first_run():
+@pytest.mark.parametrize("built", [True, False])
+def test_the_generator_and_the_buffers_of_torch(built):
     """Keras takes a `Sequential` with an `Input` for built, modules or not."""
     import torch
 
@@ -251,7 +232,14 @@ def test_a_layer_behind_a_module_of_torch_is_built_by_the_first_run():
     for around in (towers.ByHand, towers.chunked):
         keras.utils.set_random_seed(3)
         norm = torch.nn.BatchNorm1d(6)
-        model = around(dense(layers.TorchModuleWrapper(norm)), 4)
+        # Where the first run builds a layer, it is done again, and draws again.
+        modules = [torch.nn.Dropout(0.5), norm] if built else [norm]
+        model = around(dense(*map(layers.TorchModuleWrapper, modules)), 4)
+        if built:
+            model(batch)  # builds the layers behind a module
+            norm.reset_running_stats()
+        torch.manual_seed(7)
         results.append(towers.run(model, batch))
         results[-1]["buffers"] = [to_numpy(x) for x in norm.buffers()]
+    assert len(results[0]["buffers"]) == 3
     assert_same(results[1], results[0])
