@@ -11,8 +11,16 @@ import os
 import warnings
 
 # Most of the time on JAX goes into compiling, and most of that into making
-# fast what runs once.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# fast what runs once. TensorFlow reads the variable, too, and may not know the
+# flags that are for JAX alone.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    if os.environ.get("KERAS_BACKEND") != "jax"
+    else "--xla_backend_optimization_level=0 "
+    "--xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 
 import keras
 import pytest
@@ -47,6 +55,21 @@ if BACKEND == "jax":
     jax.config.update("jax_compilation_cache_dir", os.environ[_FOLDER])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+if BACKEND == "tensorflow":
+    # An iterator that has not been read to its end, and that tunes its
+    # buffers, waits for its thread when Python deletes it, up to a minute
+    # (TensorFlow 2.21).
+    import tensorflow as tf
+
+    _iterator = tf.data.Dataset.__iter__
+
+    def _untuned_iterator(dataset):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return _iterator(dataset.with_options(options))
+
+    tf.data.Dataset.__iter__ = _untuned_iterator
 
 
 @pytest.fixture(autouse=True)
