@@ -21,6 +21,10 @@ _PEERS = tuple(
     f"torch/{name}"
     for name in ("ours_log_q", "ours", "linear_cross_entropy", "plain")
 )
+# What the backend of PyTorch does for speed on a CPU, left out in turn.
+_TORCH_CPU = tuple(
+    f"torch/{name}" for name in ("ours", "ours_mkl", "ours_returned_memory")
+)
 # B and D.
 _PEER_SIZES = (
     *((rows, 64) for rows in (256, 1024, 2048, 8192)),
@@ -144,6 +148,7 @@ def every(largest, quick):
         ),
         Measurement(f"jax-{most}", _JAX, most),
         Measurement(f"torch-{most}", _TORCH, most),
+        Measurement(f"cpu-torch-{most}", _TORCH_CPU, most),
         *(
             Measurement(
                 f"peers-{rows}x{dimensions}",

@@ -47,6 +47,22 @@ def ours_float16(inputs):
     return ours(inputs, torch.float16)
 
 
+def ours_mkl(inputs):
+    """By PyTorch's public product, without oneDNN's."""
+    from inbatch_neg.backends import torch as backend
+
+    backend._onednn_linear = lambda: None
+    return ours(inputs)
+
+
+def ours_returned_memory(inputs):
+    """Without the lesson to glibc to keep freed memory."""
+    from inbatch_neg.backends import torch as backend
+
+    backend._keep_freed_memory = lambda: None
+    return ours(inputs)
+
+
 def plain(inputs, dtype=torch.float32):
     """A matrix product and PyTorch's cross-entropy."""
     labels = torch.arange(len(inputs.query))
