@@ -4,6 +4,7 @@
     python -m tests.benchmarks.sequences            # all, five seeds
     python -m tests.benchmarks.sequences --only history catalogue --seeds 2
     python -m tests.benchmarks.sequences --table    # of what has ended
+    python -m tests.benchmarks.sequences --windows  # seconds of an epoch by T
 
 Each training appends a line to the file of `--results` when it ends. Started
 again, the command goes on with what the file does not hold. All settings run
@@ -66,8 +67,8 @@ SETTINGS = {
 }
 
 
-def train(split, setting, seed):
-    """Returns what came of one training: a dict of `STAGES`, and the epoch."""
+def prepare(split, setting, seed):
+    """Returns the compiled model, its batches, and the two towers."""
     import keras
 
     import inbatch_neg
@@ -76,13 +77,25 @@ def train(split, setting, seed):
     example = examples.load("movielens")
     rows = examples.load("movielens_history").windows(split, setting.length)
     inputs = example.inputs_of(rows)
-    losses, query_tower, item_tower = build(split, setting, inputs)
+    losses, *towers = build(split, setting, inputs)
     model = keras.Model(inputs, losses)
     model.compile(
         keras.optimizers.Adam(setting.learning_rate),
         loss=inbatch_neg.InBatchNegativeLoss(),
         jit_compile=example.JIT_COMPILE,
     )
+    batches = inbatch_neg.full_batches(
+        rows, POSITIONS // setting.length, shuffle=True, seed=seed
+    )
+    return model, batches, towers
+
+
+def train(split, setting, seed):
+    """Returns what came of one training: a dict of `STAGES`, and the epoch."""
+    import keras
+
+    example = examples.load("movielens")
+    model, batches, (query_tower, item_tower) = prepare(split, setting, seed)
     found, started = [], time.time()
     evaluations = example.evaluations(
         split,
@@ -100,9 +113,6 @@ def train(split, setting, seed):
             elif epoch - best(found) >= PATIENCE:
                 self.model.stop_training = True
 
-    batches = inbatch_neg.full_batches(
-        rows, POSITIONS // setting.length, shuffle=True, seed=seed
-    )
     model.fit(
         batches, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[Watch()]
     )
@@ -112,6 +122,26 @@ def train(split, setting, seed):
         "chosen": f"epoch {number + 1}",
         "seconds": time.time() - started,
     }
+
+
+def print_windows(split, rounds=3):
+    """Prints the seconds of an epoch by T, in turns, the least of `rounds`.
+
+    Each has the same valid positions, and as many in a batch with padding.
+    """
+    prepared, seconds = {}, {}
+    for length in (20, 50, 100, 200, 242):
+        model, batches, _ = prepare(split, Setting("", length), seed=0)
+        model.fit(batches, epochs=1, shuffle=False, verbose=0)  # compiles
+        prepared[length], seconds[length] = (model, batches), []
+    for _ in range(rounds):
+        for length, (model, batches) in prepared.items():
+            started = time.perf_counter()
+            model.fit(batches, epochs=1, shuffle=False, verbose=0)
+            seconds[length].append(time.perf_counter() - started)
+    for length, found in seconds.items():
+        ratio = min(found) / min(seconds[50])
+        print(f"T = {length}: {min(found):.1f} s, {ratio:.2f} of T = 50")
 
 
 def test_figures(evaluations):
@@ -385,7 +415,11 @@ def main():
     parser.add_argument("--only", nargs="+", choices=[*SETTINGS, *OTHERS])
     parser.add_argument("--results", default="sequences.jsonl", metavar="FILE")
     parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--windows", action="store_true", help="time only")
     options = parser.parse_args()
+    if options.windows:
+        print_windows(quality.load_split())
+        return
     path = pathlib.Path(options.results)
     if not options.table:
         split = quality.load_split()
