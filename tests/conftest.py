@@ -62,14 +62,21 @@ if BACKEND == "tensorflow":
     # (TensorFlow 2.21).
     import tensorflow as tf
 
-    _iterator = tf.data.Dataset.__iter__
+    _tuned_iterator = tf.data.Dataset.__iter__
 
     def _untuned_iterator(dataset):
         options = tf.data.Options()
         options.autotune.enabled = False
-        return _iterator(dataset.with_options(options))
+        return _tuned_iterator(dataset.with_options(options))
 
     tf.data.Dataset.__iter__ = _untuned_iterator
+
+
+@pytest.fixture
+def tuned_iterators(monkeypatch):
+    """Lets TensorFlow read as far ahead as it does for a user."""
+    if BACKEND == "tensorflow":
+        monkeypatch.setattr(tf.data.Dataset, "__iter__", _tuned_iterator)
 
 
 @pytest.fixture(autouse=True)

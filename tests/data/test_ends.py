@@ -249,7 +249,7 @@ class Stop(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4])
-def test_an_epoch_that_stops_early(batch):
+def test_an_epoch_that_stops_early(batch, tuned_iterators):
     source = Reshuffled()
     dataset = full_batches(source, 4, batched=True)
     model = compiled()

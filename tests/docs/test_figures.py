@@ -106,12 +106,12 @@ FIGURES = {
         (README, "^Recall@10", r"NDCG@10 (\S+) \("),
     ],
     "recall of the history": [
-        (QUALITY, r"^\| history of", r"\| 5 \| (\S+) \+-"),
+        (QUALITY, r"^\| history of", r"\| (\S+) \+-"),
         (README, RECALL, r"(\S+) with the history"),
         (README, r"^0\.", r"^(\S+) and"),
     ],
     "NDCG of the history": [
-        (QUALITY, r"^\| history of", r"\| 5 \| \S+ \+- \S+ \| (\S+)"),
+        (QUALITY, r"^\| history of", r"\| \S+ \+- \S+ \| (\S+)"),
         (README, r"^0\.", r"^\S+ and (\S+)"),
     ],
     "recall of EASE": [
