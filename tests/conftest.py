@@ -22,6 +22,9 @@ os.environ.setdefault(
     "--xla_cpu_parallel_codegen_split_count=1",
 )
 
+# The processes of pytest-xdist use all cores already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import keras
 import pytest
 
