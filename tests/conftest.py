@@ -16,10 +16,12 @@ import warnings
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0"
-    if os.environ.get("KERAS_BACKEND") != "jax"
-    else "--xla_backend_optimization_level=0 "
-    "--xla_cpu_use_fusion_emitters=false "
-    "--xla_cpu_parallel_codegen_split_count=1",
+    + (
+        " --xla_cpu_use_fusion_emitters=false"
+        " --xla_cpu_parallel_codegen_split_count=1"
+        if os.environ.get("KERAS_BACKEND") == "jax"
+        else ""
+    ),
 )
 
 # The processes of pytest-xdist use all cores already.

@@ -269,10 +269,8 @@ def compare(split, parts, backbone, options):
     results |= judged("as it comes", encoder, parts, words)
     print(f"\n{code_search.table(results)}\n")  # the training takes a while
     title = f"fine-tuned, B = {options.batch_size}"
-    model, columns = (
-        build(encoder, options.chunk_size),
-        parts["train"]._asdict(),
-    )
+    model = build(encoder, options.chunk_size)
+    columns = parts["train"]._asdict()
     training = fine_tune(title, encoder, model, columns, parts, options)
     results |= judged(title, encoder, parts, words)
     results[title] = code_search.Result(*results[title][:3], *training[3:])

@@ -127,7 +127,8 @@ def train(split, setting, seed):
 def print_windows(split, rounds=3):
     """Prints the seconds of an epoch by T, in turns, the least of `rounds`.
 
-    Each has the same valid positions, and as many in a batch with padding.
+    An epoch has the same valid positions for every T, and a batch as many
+    positions, with padding.
     """
     prepared, seconds = {}, {}
     for length in (20, 50, 100, 200, 242):
